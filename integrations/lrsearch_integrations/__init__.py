@@ -1,0 +1,1 @@
+"""Adapters between lrsearch and outside systems, one module each; none loads until asked for."""

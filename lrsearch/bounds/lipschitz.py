@@ -1,0 +1,196 @@
+"""Lipschitz constants of losses: 1 / L as a learning rate.
+
+Sources: [L] LipschitzLR (Yedida & Saha), sections 4 and 5; [N] Yedida & Saha, arXiv 1902.07399.
+L stands for the largest gradient of the loss with respect to the last layer's weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lrsearch.bounds.blocks import Matrix, as_rows
+from lrsearch.bounds.checks import LOSSES, require_not_negative, require_whole
+from lrsearch.errors import InvalidArgumentError, require_choice, require_positive
+
+
+def lipschitz_constant(
+    loss: str,
+    *,
+    batch_size: int,
+    k_z: float,
+    classes: int | None = None,
+    k_a: float | None = None,
+    target_norm: float | None = None,
+    weight_decay: float = 0.0,
+    weight_norm: float = 0.0,
+    supremum: bool = False,
+) -> float:
+    """How steep is a loss, at most, in the last layer's weights?
+
+    With m = ``batch_size``, K_z = ``k_z``, k = ``classes``, K_a = ``k_a``, lambda =
+    ``weight_decay`` and K = ``weight_norm``:
+
+    ======================  ==============================  ============  =======================
+    loss                    L                               source        with ``supremum``
+    ======================  ==============================  ============  =======================
+    "mse"                   |K_a - ‖y‖| K_z / m             [L] Eq. 9     (K_a + ‖y‖) K_z / m
+    "binary_cross_entropy"  K_z / (2 m)                     [L] Eq. 18    K_z / m
+    "cross_entropy"         (k - 1) K_z / (k m)             [L] Eq. 23    K_z / m
+    + L2 penalty            + lambda K                      [L] 5.3       + lambda K
+    ======================  ==============================  ============  =======================
+
+    Args:
+        loss: one of the three. "mse" is the papers', 1/(2m) times the sum of squares;
+            ``torch.nn.MSELoss`` on one output has twice this constant.
+        batch_size: m, rows per gradient step, at least 1.
+        k_z: K_z > 0, the largest norm of the last layer's inputs (of the data themselves for a
+            linear model). The papers' code takes the Frobenius norm of a whole batch.
+        classes: k >= 2; needed for "cross_entropy".
+        k_a: K_a >= 0, bound on the norm of a batch of outputs; needed for "mse".
+        target_norm: ‖y‖ >= 0, norm of a batch of targets; needed for "mse".
+        weight_decay: lambda >= 0 of the penalty lambda/2 ‖w‖^2.
+        weight_norm: K >= 0, bound on ‖w‖, for the penalty.
+        supremum: False: the papers' form. True: a bound that holds at any output.
+
+    Returns:
+        L > 0; a learning rate is 1 / L.
+
+    Assumes, in the papers' form, the gradient at a *uniform* output: 1/2 and (k - 1)/k are its
+    values there, not suprema (both tend to 1 for a confident wrong answer). It is the exact norm of
+    the gradient for one class's weights when all rows have that class and the same inputs and K_z
+    is the sum of the rows' norms; with the Frobenius norm it is smaller by up to sqrt(m). So 1 / L
+    is a heuristic that wants a safeguard. The difference of Eq. 9 stems from a step that should
+    read K_a + ‖y‖; its absolute value is used, since the papers' own rates are positive where the
+    difference is negative. It vanishes at K_a = ‖y‖, which is an error here.
+
+    Raises:
+        ValueError: on an option outside its range, an argument missing for this loss, or L = 0.
+        TypeError: on something that is no number.
+
+    Example:
+        >>> lipschitz_constant("cross_entropy", batch_size=2, k_z=5.0, classes=10)
+        2.25
+    """
+    require_choice("loss", loss, LOSSES)
+    m = require_whole("batch_size", batch_size, 1)
+    per_row = require_positive("k_z", k_z) / m
+    decay = require_not_negative("weight_decay", weight_decay)
+    norm = require_not_negative("weight_norm", weight_norm)
+    if loss == "cross_entropy":
+        k = require_whole("classes", _given("classes", classes, loss), 2)
+        slope = 1.0 if supremum else (k - 1) / k
+    elif loss == "binary_cross_entropy":
+        slope = 1.0 if supremum else 0.5
+    else:
+        output = require_not_negative("k_a", _given("k_a", k_a, loss))
+        target = require_not_negative("target_norm", _given("target_norm", target_norm, loss))
+        slope = output + target if supremum else abs(output - target)
+    return _positive_constant(slope * per_row + decay * norm)
+
+
+def regression_weight_bound(X: Any) -> float:
+    """How large may the weights of a linear regression become? A guess before training.
+
+    K = (a + b) / 2 with a = (1/m) sum of all entries of X and b = the mean over columns of the
+    column's largest entry ([L] 7.1, where it was found by trial).
+
+    Args:
+        X: array or tensor of shape (samples m, features n). Meant for non-negative data; the
+            papers scale each feature to sum to 1.
+
+    Returns:
+        K > 0, in units of X.
+
+    Raises:
+        ValueError: on empty or non-finite data, or where the formula gives no positive number
+            (data that are mostly negative).
+        TypeError: on something that is no array of real numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> regression_weight_bound(np.array([[0.0, 1.0], [2.0, 3.0]]))  # a = 3, b = 2.5
+        2.75
+    """
+    data = _matrix("X", X)
+    a = data.sum() / len(data)
+    b = data.max(axis=0).mean()
+    bound = float(a + b) / 2
+    if not bound > 0:
+        raise InvalidArgumentError(
+            f"X must give a positive weight bound, got {bound:.3g}; scale the features to be "
+            f"non-negative, or pass weight_norm yourself"
+        )
+    return bound
+
+
+def linear_regression_lipschitz(
+    X: Any, y: Any, *, weight_norm: float | None = None, supremum: bool = False
+) -> float:
+    """How steep is the least-squares loss of a linear model, over weights no longer than K?
+
+    L = |K/m ‖X^T X‖ - ‖y^T X‖ / m|, spectral norms ([L] 4.1), for the loss
+    1/(2m) sum (x w - y)^2.
+
+    Args:
+        X: shape (samples m, features n).
+        y: shape (m,) or (m, outputs).
+        weight_norm: K > 0, bound on ‖w‖; None takes :func:`regression_weight_bound`.
+        supremum: True adds the two terms (triangle inequality) instead of subtracting them: a
+            bound on the gradient for every w with ‖w‖ <= K.
+
+    Returns:
+        L > 0; a learning rate is 1 / L. The absolute value, since the difference is negative on
+        the papers' own data (their feature scaling makes X^T X tiny), where their rates are
+        positive: with the scaling of [L] 7.1 the second term is all that counts.
+
+    Raises:
+        ValueError: on data that are empty, not finite or of unequal length, or where L = 0.
+        TypeError: on something that is no array of real numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> linear_regression_lipschitz(np.eye(2), np.array([0.0, 1.0]), weight_norm=3.0)
+        1.0
+    """
+    data = _matrix("X", X)
+    m = len(data)
+    targets = _matrix("y", y)
+    if len(targets) != m:
+        raise InvalidArgumentError(f"y must have one row per row of X, got {len(targets)} and {m}")
+    bound = (
+        regression_weight_bound(data)
+        if weight_norm is None
+        else require_positive("weight_norm", weight_norm)
+    )
+    curvature = bound * float(np.linalg.norm(data, 2)) ** 2 / m
+    pull = float(np.linalg.norm(targets.T @ data, 2)) / m
+    return _positive_constant(curvature + pull if supremum else abs(curvature - pull))
+
+
+def _positive_constant(constant: float) -> float:
+    if not constant > 0:
+        raise InvalidArgumentError(
+            "the Lipschitz constant vanishes for these arguments, so 1 / L is no learning rate; "
+            "use supremum=True, or fall back on another bound"
+        )
+    return constant
+
+
+def _given(name: str, value: float | None, loss: str) -> float:
+    if value is None:
+        raise InvalidArgumentError(f"{name} must be given for loss={loss!r}, got None")
+    return value
+
+
+def _matrix(name: str, array: Any) -> Matrix:
+    """The array as float64 of shape (rows, columns), checked; a single column may come flat."""
+    if len(getattr(array, "shape", ())) == 1 and name == "y":
+        array = array.reshape(-1, 1)
+    matrix = as_rows(array, name)
+    if matrix.size == 0:
+        raise InvalidArgumentError(f"{name} must not be empty, got shape {matrix.shape}")
+    if not np.isfinite(matrix).all():
+        raise InvalidArgumentError(f"{name} must be finite, got NaN or infinity")
+    return matrix

@@ -1,0 +1,177 @@
+"""What each command does. Engines load inside the commands, so that --help stays light."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrsearch.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lrsearch.engine.result import SearchResult
+
+DEMO_TASK, DEMO_SEEDS = "digits-mlp", 3
+
+
+def demo(options: Namespace) -> int:
+    """ExpTest studies and their grid-search baselines on scikit-learn's digits."""
+    from lrsearch.cli.progress import TerminalWatcher
+    from lrsearch.cli.tables import comparison, ladder
+    from lrsearch.engine import search as run_search
+    from lrsearch.engine.comparing import comparison_table
+
+    _say(f"lrsearch demo: ExpTest studies on {DEMO_TASK}, each next to its nine-point grid")
+    results: list[SearchResult] = []
+    for seed in range(DEMO_SEEDS):
+        for method in ("exptest", "grid"):
+            with TerminalWatcher(method) as watcher:
+                results.append(
+                    run_search(
+                        DEMO_TASK, method=method, seed=seed, watcher=watcher, **_tracking(options)
+                    )
+                )
+    table = comparison_table(results)
+    if options.json:
+        _write_json(options.json, _comparison_json(table))
+    if options.json != "-":
+        print(ladder(results[0]))
+        print()
+        print(comparison(table))
+        print()
+        print(_where(results[0]))
+    return 0
+
+
+def tasks(options: Namespace) -> int:
+    """The built-in tasks."""
+    from lrsearch.cli.tables import plain
+    from lrsearch.tasks import data_at_hand, entries
+
+    rows = [
+        {
+            "task": entry.name,
+            "data": entry.dataset,
+            "model": entry.model,
+            "loss": entry.loss,
+            "rows": entry.samples,
+            "features": entry.features,
+            "data at hand": "yes" if data_at_hand(entry.name, options.data_dir) else "no",
+        }
+        for entry in entries()
+    ]
+    if options.json:
+        _write_json(options.json, rows)
+    if options.json != "-":
+        print(plain(rows))
+    return 0
+
+
+def search(options: Namespace) -> int:
+    """One study."""
+    from lrsearch.cli.progress import TerminalWatcher
+    from lrsearch.cli.tables import answer, ladder
+    from lrsearch.engine import search as run_search
+
+    with TerminalWatcher(options.method) as watcher, _stdout_for_json(options):
+        result = run_search(
+            options.task,
+            method=options.method,
+            seed=options.seed,
+            trials=options.trials,
+            storage=options.storage,
+            study_name=options.study_name,
+            resume=options.resume,
+            watcher=watcher,
+            **_training(options),
+            **_tracking(options),
+        )
+    if options.json:
+        _write_json(options.json, result.as_json())
+    if options.json != "-":
+        print(ladder(result))
+        print()
+        print(answer(result))
+        print(_where(result))
+    return 0
+
+
+def compare(options: Namespace) -> int:
+    """Methods side by side."""
+    from lrsearch.cli.progress import TerminalWatcher
+    from lrsearch.cli.tables import comparison
+    from lrsearch.engine import compare as run_compare
+
+    methods = [name.strip() for name in options.methods.split(",") if name.strip()]
+    with TerminalWatcher("compare") as watcher, _stdout_for_json(options):
+        table = run_compare(
+            options.task,
+            methods=methods,
+            seeds=options.seeds,
+            watcher=watcher,
+            **_training(options),
+            **_tracking(options),
+        )
+    if options.json:
+        _write_json(options.json, _comparison_json(table))
+    if options.json != "-":
+        print(comparison(table))
+    return 0
+
+
+def ui(options: Namespace) -> int:
+    """The MLflow UI on the studies' store."""
+    from lrsearch.tracking import find_ui
+
+    return find_ui("mlflow")(options.tracking_uri, options.port)
+
+
+def _stdout_for_json(options: Namespace) -> AbstractContextManager[object]:
+    """With ``--json -``, what a task prints goes to stderr: stdout is for JSON alone."""
+    return redirect_stdout(sys.stderr) if options.json == "-" else nullcontext()
+
+
+def _training(options: Namespace) -> dict[str, Any]:
+    names = ("mode", "alpha", "beta", "epochs", "batch_size", "optimizer", "data_dir")
+    return {name: getattr(options, name) for name in names}
+
+
+def _tracking(options: Namespace) -> dict[str, Any]:
+    return {
+        "tracker": "none" if options.no_tracking else "auto",
+        "tracking_uri": options.tracking_uri,
+    }
+
+
+def _comparison_json(table: pd.DataFrame) -> dict[str, Any]:
+    from lrsearch.engine.result import records
+
+    attributes = {str(key): value for key, value in table.attrs.items()}
+    return {**attributes, "rows": records(table)}
+
+
+def _where(result: SearchResult) -> str:
+    if not result.run_id:
+        return "Nothing was recorded."
+    return f"Recorded in {result.tracking_uri}\nLook at it: lrsearch ui"
+
+
+def _write_json(target: str, content: dict[str, Any] | Sequence[dict[str, Any]]) -> None:
+    text = json.dumps(content, indent=2, allow_nan=False)
+    if target == "-":
+        print(text)
+        return
+    try:
+        Path(target).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InvalidArgumentError(f"--json: cannot write {target!r}: {error.strerror}") from error
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,132 @@
+"""``lrsearch``: parses the command line and hands over. Nothing heavy loads before it must."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from lrsearch.cli import commands
+from lrsearch.errors import LrsearchError
+from lrsearch.version import __version__
+
+USAGE_ERROR, FAILURE = 2, 1
+# Spelled out here so that --help loads no framework; a test holds them against their sources.
+METHODS = ("exptest", "grid", "random", "tpe")
+MODES = ("robust", "paper")
+OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong usage or bad input."""
+    parser = _parser()
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as stop:  # argparse has printed its line
+        return int(stop.code or 0)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return USAGE_ERROR
+    try:
+        status: int = getattr(commands, options.command)(options)
+    except LrsearchError as error:
+        print(f"lrsearch: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("lrsearch: interrupted", file=sys.stderr)
+        return FAILURE
+    except BrokenPipeError:  # the reader of our output has gone
+        return FAILURE
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage is a --help away."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lrsearch",
+        description="Find and tune the learning rate without a number to choose.",
+    )
+    parser.add_argument("--version", action="version", version=f"lrsearch {__version__}")
+    parser.set_defaults(command=None)
+    commands_ = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    demo = commands_.add_parser("demo", help="an ExpTest study next to its grid-search baseline")
+    demo.set_defaults(command="demo")
+    _add_tracking(demo)
+
+    tasks = commands_.add_parser("tasks", help="list the built-in tasks")
+    tasks.set_defaults(command="tasks")
+    tasks.add_argument("--data-dir", metavar="DIR", help="folder with data files")
+    _add_json(tasks, "the list")
+
+    search = commands_.add_parser("search", help="one study on a task")
+    search.set_defaults(command="search")
+    search.add_argument("task", metavar="TASK", help="built-in name or package.module:attribute")
+    search.add_argument("--method", choices=METHODS, default="exptest")
+    _add_training(search)
+    search.add_argument("--seed", type=int, default=0)
+    search.add_argument("--trials", type=int, help="most trials (default: the method's own)")
+    search.add_argument("--storage", metavar="URL", help="Optuna storage (default: in memory)")
+    search.add_argument("--study-name", metavar="NAME")
+    search.add_argument("--resume", action="store_true", help="go on with the study of that name")
+    _add_tracking(search)
+
+    compare = commands_.add_parser("compare", help="methods side by side on one task")
+    compare.set_defaults(command="compare")
+    compare.add_argument("task", metavar="TASK", help="built-in name or package.module:attribute")
+    compare.add_argument("--methods", default="exptest,grid", help="comma-separated; default both")
+    compare.add_argument("--seeds", type=int, default=3, metavar="K")
+    _add_training(compare)
+    _add_tracking(compare)
+
+    ui = commands_.add_parser("ui", help="open the MLflow UI on the store of the studies")
+    ui.set_defaults(command="ui")
+    ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--tracking-uri", metavar="URI")
+    return parser
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mode", choices=MODES, default="robust")
+    parser.add_argument("--alpha", type=float, default=0.05, help="level of the tests")
+    parser.add_argument("--beta", type=float, default=0.33, help="factor of a restart or decay")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--optimizer", choices=OPTIMIZERS)
+    parser.add_argument("--data-dir", metavar="DIR", help="folder with data files")
+
+
+def _add_tracking(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow store (default: $MLFLOW_TRACKING_URI, else mlruns/mlflow.db here)",
+    )
+    parser.add_argument("--no-tracking", action="store_true", help="record nothing")
+    _add_json(parser, "the result")
+
+
+def _add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--json", metavar="FILE", type=_writable, help=f"write {what} as JSON ('-': stdout)"
+    )
+
+
+def _writable(target: str) -> str:
+    """A file that can be written when the work is done: better to know before."""
+    path = Path(target)
+    if target != "-" and (path.is_dir() or not path.parent.is_dir()):
+        raise argparse.ArgumentTypeError(f"cannot write {target!r}: not a file in a folder")
+    return target
+
+
+if __name__ == "__main__":
+    sys.exit(main())

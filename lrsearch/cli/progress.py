@@ -1,0 +1,71 @@
+"""Progress on a terminal's stderr; silent where stderr is none."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Never
+
+from tqdm import tqdm
+
+from lrsearch.training.loop import Progress
+
+
+class TerminalWatcher:
+    """One bar per trial: step, loss, rate, rung, p-value and the time that is left.
+
+    Args:
+        title: what is running.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._bar: tqdm[Never] | None = None
+        self._shown = sys.stderr.isatty()
+
+    def __enter__(self) -> TerminalWatcher:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def trial_started(self, number: int, lr: float, total: int) -> None:
+        """A trial begins."""
+        self._close()
+        if self._shown:
+            self._bar = tqdm(
+                total=total,
+                desc=f"{self._title} {number}",
+                unit="step",
+                postfix=f"lr {lr:.3g}",
+                leave=False,
+                file=sys.stderr,
+                dynamic_ncols=True,
+            )
+
+    def trial_moved(self, progress: Progress) -> None:
+        """A window was judged, or validation was looked at."""
+        if self._bar is None:
+            return
+        tested = "" if progress.pvalue is None else f", p {progress.pvalue:.2g}"
+        self._bar.set_postfix_str(
+            f"loss {progress.loss:.4g}, lr {progress.lr:.3g}{tested}", refresh=False
+        )
+        self._bar.update(progress.step - self._bar.n)
+
+    def trial_ended(self, number: int, state: str, reason: str) -> None:
+        """A trial is over."""
+        self._close()
+        if self._shown:
+            why = f": {reason}" if reason else ""
+            print(f"{self._title} {number} {state}{why}", file=sys.stderr)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,1 @@
+"""Pure state machines: they are asked once a window and never touch a tensor."""

@@ -1,0 +1,8 @@
+"""The engine: one study (``search``), and methods side by side (``compare``)."""
+
+from lrsearch.engine.comparing import compare
+from lrsearch.engine.methods import METHODS
+from lrsearch.engine.result import SearchResult
+from lrsearch.engine.running import search
+
+__all__ = ["METHODS", "SearchResult", "compare", "search"]

@@ -1,0 +1,96 @@
+"""The methods that a study can use: which rates are tried, and who may end a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
+
+from lrsearch.controllers.exptest import ExpTestSettings
+from lrsearch.studies import ExpTestPruner, ExpTestSampler
+
+LR = "lr"
+# Baselines look from three decades below the bound to one above it.
+GRID_POINTS = 9
+_BELOW, _ABOVE = 1e-3, 10.0
+# A ladder ends six decades below its bound: 13 rungs at beta = 0.33.
+_LADDER_DEPTH = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One study: the range of rates, and Optuna's parts.
+
+    Attributes:
+        low, high: range of the rate.
+        sampler, pruner: Optuna's.
+        trials: how many at most.
+        controlled: whether ``ExpTest`` drives the rate inside a trial.
+        reports: whether the validation loss is reported to the pruner.
+    """
+
+    low: float
+    high: float
+    sampler: BaseSampler
+    pruner: BasePruner
+    trials: int
+    controlled: bool = False
+    reports: bool = False
+
+
+Planner = Callable[[float, ExpTestSettings, int, int | None], Plan]
+
+
+def _exptest(lr_max: float, settings: ExpTestSettings, seed: int, trials: int | None) -> Plan:
+    low = lr_max * _LADDER_DEPTH
+    sampler = ExpTestSampler(lr_max, beta=settings.beta, lr_name=LR, seed=seed)
+    pruner = ExpTestPruner(
+        alpha=settings.alpha, mode=settings.mode, lr_name=LR, full_batch=settings.full_batch
+    )
+    rungs = int(np.log(_LADDER_DEPTH) / np.log(settings.beta)) + 2
+    return Plan(low, lr_max, sampler, pruner, trials or rungs, controlled=True)
+
+
+def _grid(lr_max: float, settings: ExpTestSettings, seed: int, trials: int | None) -> Plan:
+    points = np.geomspace(lr_max * _BELOW, lr_max * _ABOVE, trials or GRID_POINTS)
+    rates = [float(rate) for rate in points]
+    sampler = GridSampler({LR: rates}, seed=seed)
+    return Plan(min(rates), max(rates), sampler, NopPruner(), len(rates))
+
+
+def _random(lr_max: float, settings: ExpTestSettings, seed: int, trials: int | None) -> Plan:
+    sampler = RandomSampler(seed=seed)
+    count = trials or GRID_POINTS
+    return Plan(lr_max * _BELOW, lr_max * _ABOVE, sampler, NopPruner(), count)
+
+
+def _tpe(lr_max: float, settings: ExpTestSettings, seed: int, trials: int | None) -> Plan:
+    sampler = TPESampler(seed=seed, n_startup_trials=4)
+    pruner = MedianPruner(n_startup_trials=3, n_warmup_steps=1)
+    count = trials or GRID_POINTS
+    return Plan(lr_max * _BELOW, lr_max * _ABOVE, sampler, pruner, count, reports=True)
+
+
+PLANNERS: dict[str, Planner] = {
+    "exptest": _exptest,
+    "grid": _grid,
+    "random": _random,
+    "tpe": _tpe,
+}
+METHODS = tuple(PLANNERS)
+
+
+def make_study(plan: Plan, *, name: str | None, storage: str | None, resume: bool) -> optuna.Study:
+    """The Optuna study of a plan; every method minimises the validation loss."""
+    return optuna.create_study(
+        storage=storage,
+        sampler=plan.sampler,
+        pruner=plan.pruner,
+        study_name=name,
+        direction="minimize",
+        load_if_exists=resume,
+    )

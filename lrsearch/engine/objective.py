@@ -1,0 +1,209 @@
+"""One trial: a rate in, a validation loss out, everything on record."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+
+import optuna
+import pandas as pd
+
+from lrsearch.controllers.exptest import ExpTestSettings
+from lrsearch.engine.methods import LR, Plan
+from lrsearch.engine.progress import SearchWatcher
+from lrsearch.engine.result import FINAL_RATE, OUTCOME, SECONDS, STEPS, windows_row
+from lrsearch.stats.series import FloatArray
+from lrsearch.studies.attributes import PVALUE, REASON
+from lrsearch.tracking import RunStatus, RunTracker
+from lrsearch.training.curve import CurveLog
+from lrsearch.training.exptest import ExpTest
+from lrsearch.training.loop import (
+    Evaluation,
+    Progress,
+    TrainingOutcome,
+    build_model,
+    make_optimizer,
+    train,
+)
+from lrsearch.training.task import TaskData, TrainingTask
+from lrsearch.training.threads import suitable_threads
+
+UNTESTED = "trained to the end, but the budget is shorter than a window: the rate was not tested"
+
+
+@dataclass(slots=True)
+class Objective:
+    """Optuna's objective for a task: trains at the suggested rate.
+
+    Attributes:
+        task, data: what is trained.
+        plan: the method.
+        settings: ExpTest's.
+        seed: of weights and batches; the same for all trials, so that they are paired.
+        run: the study's run in the tracker; each trial gets a child.
+        kind: "trial" or "baseline", for the tracker.
+        watcher: is told how it goes.
+        windows: rows of the windows that were judged.
+    """
+
+    task: TrainingTask
+    data: TaskData
+    plan: Plan
+    settings: ExpTestSettings
+    seed: int
+    run: RunTracker
+    kind: str
+    method: str
+    watcher: SearchWatcher
+    windows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        """Train once; returns the validation loss.
+
+        Raises:
+            optuna.TrialPruned: if the rate was rejected.
+        """
+        rate = trial.suggest_float(LR, self.plan.low, self.plan.high, log=True)
+        run = self.run.child(
+            f"{self.method}-{trial.number}",
+            tags={"lrsearch.kind": self.kind, "lrsearch.method": self.method},
+        )
+        run.log_params({"lr": rate, "number": trial.number, "seed": self.seed})
+        self.watcher.trial_started(trial.number, rate, self.settings.total_steps or 0)
+        status: RunStatus = "failed"
+        attempt: _Attempt | None = None
+        try:
+            attempt = _Attempt(self, trial, run, rate)
+            outcome = attempt.train()
+            status = "complete"
+            return outcome.validation.loss
+        except optuna.TrialPruned:
+            status = "pruned"
+            raise
+        finally:
+            if attempt is None:  # the user's model could not be built
+                run.finish(status)
+            else:
+                attempt.close(status)
+
+
+class _Attempt:
+    """The training of one trial, with its accounts."""
+
+    def __init__(
+        self, objective: Objective, trial: optuna.Trial, run: RunTracker, rate: float
+    ) -> None:
+        self._objective, self._trial, self._run = objective, trial, run
+        task, data = objective.task, objective.data
+        self._model = build_model(task, data, objective.seed)
+        self._optimizer = make_optimizer(task.optimizer, list(self._model.parameters()), rate)
+        self._controller: ExpTest | None = None
+        if objective.plan.controlled:
+            self._controller = ExpTest(
+                self._optimizer,
+                model=self._model,
+                alpha=objective.settings.alpha,
+                beta=objective.settings.beta,
+                mode=objective.settings.mode,
+                trial=trial,
+                full_batch=objective.settings.full_batch,
+                total_steps=objective.settings.total_steps,
+                tracker=run,
+            )
+        self._curve = CurveLog(run, objective.settings.total_steps)
+        self._steps = 0
+        self._began = time.perf_counter()
+
+    def train(self) -> TrainingOutcome:
+        """Train, and record what came out."""
+        objective = self._objective
+        task, data = objective.task, objective.data
+        with suitable_threads(self._model, task.batch_size or len(data.train)):
+            outcome = train(
+                task,
+                data,
+                model=self._model,
+                optimizer=self._optimizer,
+                seed=objective.seed,
+                controller=self._controller,
+                observer=self,
+            )
+        self._trial.set_user_attr(FINAL_RATE, outcome.lr)
+        # The last step alone can break the weights: its loss was finite, theirs is not.
+        if outcome.diverged or not isfinite(outcome.validation.loss):
+            self._trial.set_user_attr(REASON, "diverged")
+            self._trial.set_user_attr(PVALUE, 1.0)
+            raise optuna.TrialPruned("diverged")
+        metric = task.metric
+        self._run.log_metrics(
+            {
+                "train/final_loss": outcome.train.loss,
+                f"train/{metric}": outcome.train.metric,
+                "val/loss": outcome.validation.loss,
+                f"val/{metric}": outcome.validation.metric,
+                "test/loss": outcome.test.loss,
+                f"test/{metric}": outcome.test.metric,
+            },
+            step=outcome.steps,
+        )
+        self._trial.set_user_attr(
+            OUTCOME,
+            {
+                "val_loss": outcome.validation.loss,
+                "val_metric": outcome.validation.metric,
+                "train_loss": outcome.train.loss,
+                "test_metric": outcome.test.metric,
+            },
+        )
+        if outcome.ended_early:
+            self._trial.set_user_attr(REASON, outcome.ended_early)
+        elif self._controller is not None and self._controller.phase == "searching":
+            self._trial.set_user_attr(REASON, UNTESTED)
+        return outcome
+
+    def close(self, status: RunStatus) -> None:
+        """Settle the accounts, whatever ended the trial."""
+        objective, number = self._objective, self._trial.number
+        seconds = time.perf_counter() - self._began
+        self._trial.set_user_attr(STEPS, self._steps)
+        self._trial.set_user_attr(SECONDS, seconds)
+        if self._controller is not None and self._controller.windows:
+            rows = [windows_row(number, window) for window in self._controller.windows]
+            objective.windows.extend(rows)
+            self._run.log_table("windows", pd.DataFrame(rows))
+        reason = str(self._trial.user_attrs.get(REASON, ""))
+        # The rate once more, so that its line reaches the end of the chart.
+        rate = float(self._optimizer.param_groups[0]["lr"])
+        last = {"train/lr": rate, "steps": self._steps, "seconds": seconds}
+        self._run.log_metrics(last, step=self._steps)
+        if reason:
+            self._run.set_tags({"lrsearch.reason": reason})
+        self._run.finish(status)
+        objective.watcher.trial_ended(number, status, reason)
+
+    def stepped(self) -> None:
+        """Charge a gradient step."""
+        self._steps += 1
+
+    def judged(self, progress: Progress) -> None:
+        """Pass a judged window on to whoever watches."""
+        self._objective.watcher.trial_moved(progress)
+
+    def recorded(self, losses: FloatArray, start: int, lr: float) -> None:
+        """Log a stretch of the loss curve."""
+        self._curve.extend(losses, start, lr)
+
+    def validated(self, validation: Evaluation, progress: Progress) -> None:
+        """Log the validation loss; let the study's pruner have its say where the plan wants it."""
+        metric = self._objective.task.metric
+        self._run.log_metrics(
+            {"val/loss": validation.loss, f"val/{metric}": validation.metric}, step=progress.step
+        )
+        self._objective.watcher.trial_moved(progress)
+        if self._objective.plan.reports:
+            self._trial.report(validation.loss, step=progress.step)
+            if self._trial.should_prune():
+                self._trial.set_user_attr(REASON, "worse than the median trial")
+                raise optuna.TrialPruned

@@ -1,0 +1,167 @@
+"""What a study found, and its tables."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+
+from lrsearch.engine.methods import LR
+from lrsearch.studies.attributes import PVALUE, REASON
+from lrsearch.training.task import TrainingTask
+
+# Trial attributes of the engine, beside those that samplers and recorders write.
+OUTCOME = "lrsearch:outcome"
+STEPS = "lrsearch:steps"
+SECONDS = "lrsearch:seconds"
+FINAL_RATE = "lrsearch:lr_final"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """What a study found.
+
+    Attributes:
+        task, method, mode, seed: what was asked.
+        metric, direction: what ``value`` is, and which way it improves.
+        lr: chosen learning rate; NaN if no trial was completed.
+        value: test metric of the chosen trial; the choice is made on the validation loss.
+        oracle_value: best test metric of any trial: what hindsight would have chosen.
+        val_loss, train_loss: of the chosen trial.
+        steps: gradient steps of all trials, pruned and failed ones included.
+        seconds: wall time of the study.
+        stop_reason: why it ended.
+        study: the Optuna study.
+        trials: one row per trial.
+        windows: one row per judged window ("exptest").
+        run_id, tracking_uri: the tracker's run of the study ("" if none).
+    """
+
+    task: str
+    method: str
+    mode: str
+    seed: int
+    metric: str
+    direction: str
+    lr: float
+    value: float
+    oracle_value: float
+    val_loss: float
+    train_loss: float
+    steps: int
+    seconds: float
+    stop_reason: str
+    study: optuna.Study
+    trials: pd.DataFrame
+    windows: pd.DataFrame
+    run_id: str
+    tracking_uri: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as plain JSON: numbers that are not finite are null."""
+        return {
+            "task": self.task,
+            "method": self.method,
+            "mode": self.mode,
+            "seed": self.seed,
+            "metric": self.metric,
+            "direction": self.direction,
+            "lr": finite(self.lr),
+            "value": finite(self.value),
+            "oracle_value": finite(self.oracle_value),
+            "val_loss": finite(self.val_loss),
+            "train_loss": finite(self.train_loss),
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "stop_reason": self.stop_reason,
+            "trials": records(self.trials),
+            "windows": records(self.windows),
+            "run_id": self.run_id,
+            "tracking_uri": self.tracking_uri,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The trial that a study chooses, and what hindsight would have."""
+
+    lr: float
+    value: float
+    oracle_value: float
+    val_loss: float
+    train_loss: float
+
+
+def choose(task: TrainingTask, study: optuna.Study) -> Choice:
+    """The completed trial of the smallest validation loss; the first of equals."""
+    nan = float("nan")
+    done = [t for t in study.get_trials(deepcopy=False) if _outcome(t) is not None]
+    finished = [t for t in done if t.state == TrialState.COMPLETE and t.value is not None]
+    if not finished:
+        return Choice(nan, nan, nan, nan, nan)
+    best = min(finished, key=lambda t: t.value if t.value is not None else float("inf"))
+    tests = [float(t.user_attrs[OUTCOME]["test_metric"]) for t in finished]
+    outcome = best.user_attrs[OUTCOME]
+    return Choice(
+        lr=float(best.params[LR]),
+        value=float(outcome["test_metric"]),
+        oracle_value=max(tests) if task.direction == "maximize" else min(tests),
+        val_loss=float(outcome["val_loss"]),
+        train_loss=float(outcome["train_loss"]),
+    )
+
+
+def trials_table(study: optuna.Study) -> pd.DataFrame:
+    """One row per trial: rate, state, reason, p-value, steps, losses, metrics."""
+    rows = []
+    for trial in study.get_trials(deepcopy=False):
+        outcome = _outcome(trial) or {}
+        rows.append(
+            {
+                "number": trial.number,
+                "lr": trial.params.get(LR),
+                "state": trial.state.name,
+                "reason": trial.user_attrs.get(REASON, ""),
+                "pvalue": trial.user_attrs.get(PVALUE),
+                "steps": trial.user_attrs.get(STEPS, 0),
+                "seconds": trial.user_attrs.get(SECONDS),
+                "lr_final": trial.user_attrs.get(FINAL_RATE),
+                "val_loss": outcome.get("val_loss"),
+                "train_loss": outcome.get("train_loss"),
+                "val_metric": outcome.get("val_metric"),
+                "test_metric": outcome.get("test_metric"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def total_steps(study: optuna.Study) -> int:
+    """Gradient steps of all trials, whatever became of them."""
+    return sum(int(t.user_attrs.get(STEPS, 0)) for t in study.get_trials(deepcopy=False))
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a table as plain JSON."""
+    return [
+        {str(key): finite(value) for key, value in row.items()}
+        for row in table.astype(object).to_dict(orient="records")
+    ]
+
+
+def finite(value: Any) -> Any:
+    """The value itself, or None for a number that JSON has no word for."""
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _outcome(trial: FrozenTrial) -> dict[str, Any] | None:
+    outcome = trial.user_attrs.get(OUTCOME)
+    return outcome if isinstance(outcome, dict) else None
+
+
+def windows_row(trial: int, window: Any) -> dict[str, Any]:
+    """A judged window as a row of the windows table."""
+    return {"trial": trial, **asdict(window)}

@@ -1,0 +1,196 @@
+"""``search``: one study of one method on one task, from the data to the answer."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import optuna
+import pandas as pd
+
+from lrsearch.controllers.exptest import ExpTestSettings
+from lrsearch.engine.bound import rate_bound
+from lrsearch.engine.methods import METHODS, PLANNERS
+from lrsearch.engine.objective import Objective
+from lrsearch.engine.progress import SearchWatcher, SilentWatcher
+from lrsearch.engine.record import describe, open_run, report
+from lrsearch.engine.result import (
+    SearchResult,
+    choose,
+    total_steps,
+    trials_table,
+)
+from lrsearch.engine.storage import claim, open_study, quiet_optuna
+from lrsearch.errors import (
+    InvalidArgumentError,
+    InvalidTypeError,
+    require_choice,
+    require_whole,
+)
+from lrsearch.stats.convergence import Mode
+from lrsearch.studies.attributes import STOP_REASON
+from lrsearch.tasks import resolve_task
+from lrsearch.tracking import RunTracker
+from lrsearch.training.loop import steps_per_epoch
+from lrsearch.training.task import TaskData, TrainingTask
+
+EXPERIMENT = "lrsearch"
+# The largest that numpy's generators take.
+LARGEST_SEED = 2**32 - 1
+
+
+def search(
+    task: TrainingTask | str,
+    *,
+    method: str = "exptest",
+    mode: Mode = "robust",
+    alpha: float = 0.05,
+    beta: float = 0.33,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    optimizer: str | None = None,
+    seed: int = 0,
+    trials: int | None = None,
+    workers: int = 1,
+    storage: str | None = None,
+    study_name: str | None = None,
+    resume: bool = False,
+    tracking_uri: str | None = None,
+    tracker: str = "auto",
+    experiment: str = EXPERIMENT,
+    data_dir: str | PathLike[str] | None = None,
+    watcher: SearchWatcher | None = None,
+) -> SearchResult:
+    """Search the learning rate of a task with one method.
+
+    Args:
+        task: a ``TrainingTask``, a built-in name (``lrsearch tasks``), or
+            "package.module:attribute".
+        method: "exptest", "grid" (nine log points around the bound), "random" or "tpe" (with
+            median pruning). Each is charged for every gradient step, and chooses by the
+            validation loss.
+        mode, alpha, beta: of ExpTest.
+        epochs, batch_size, optimizer: override the task's own.
+        seed: of the split, the weights, the batches and the sampler.
+        trials: most trials; default: the method's own.
+        workers: 1; further workers join through ``storage``.
+        storage: an Optuna storage URL; in memory by default.
+        study_name: of the Optuna study.
+        resume: go on with the study of that name.
+        tracking_uri: the tracker's store; default: its own.
+        tracker: "auto" (MLflow if installed), "none", or the name of a registered tracker.
+        experiment: the tracker's experiment.
+        data_dir: folder with data files of built-in tasks.
+        watcher: is told how it goes.
+
+    Returns:
+        What was found; ``lr`` is NaN if no trial was completed.
+
+    Raises:
+        ValueError, TypeError: on bad input, in one line.
+        MissingDataError: if the task's data are not to be had.
+    """
+    require_choice("method", method, METHODS)
+    if workers != 1:
+        raise InvalidArgumentError(f"workers must be 1 in this version, got {workers!r}")
+    if not 0 <= require_whole("seed", seed) <= LARGEST_SEED:
+        raise InvalidArgumentError(f"seed must lie in 0 ... {LARGEST_SEED}, got {seed!r}")
+    for name, count in (("trials", trials), ("epochs", epochs), ("batch_size", batch_size)):
+        if count is not None and require_whole(name, count) < 1:
+            raise InvalidArgumentError(f"{name} must be at least 1, got {count!r}")
+    if resume and (storage is None or study_name is None):
+        raise InvalidArgumentError("resume needs storage and study_name: a study that was kept")
+    # Read before any data are loaded: bad options cost nothing.
+    settings = ExpTestSettings(alpha=alpha, beta=beta, mode=mode)
+    chosen = adapted(as_task(task, data_dir), epochs, batch_size, optimizer)
+    began = time.perf_counter()
+    data = chosen.data(seed)
+    if not isinstance(data, TaskData):
+        raise InvalidTypeError(
+            f"data of task {chosen.name!r} must return TaskData, got {type(data).__name__}"
+        )
+    full_batch = chosen.batch_size is None or chosen.batch_size >= len(data.train)
+    steps = steps_per_epoch(chosen, data) * chosen.epochs
+    settings = replace(settings, full_batch=full_batch, total_steps=steps)
+    bound = rate_bound(chosen, data, mode)
+    plan = PLANNERS[method](bound.lr_max, settings, seed, trials)
+    prepared = time.perf_counter() - began
+    # The tracker first: if its store cannot be opened, no study's name is taken.
+    title = f"{chosen.name} {method} seed {seed}"
+    run = open_run(tracker, experiment, title, tracking_uri, method)
+    objective = Objective(
+        task=chosen,
+        data=data,
+        plan=plan,
+        settings=settings,
+        seed=seed,
+        run=run,
+        kind="trial" if method == "exptest" else "baseline",
+        method=method,
+        watcher=watcher or SilentWatcher(),
+    )
+    # The bound is part of the price; the tracker's one-off start is not.
+    began = time.perf_counter() - prepared
+    finished = False
+    try:
+        study = open_study(plan, name=study_name, storage=storage, resume=resume)
+        claim(study, chosen, settings, method, seed)
+        describe(run, chosen, data, settings, bound, method, seed)
+        left = plan.trials - len(study.get_trials(deepcopy=False))
+        if left > 0 and STOP_REASON not in study.user_attrs:
+            with quiet_optuna():
+                study.optimize(objective, n_trials=left)
+        result = _result(objective, study, run, time.perf_counter() - began)
+        report(run, result, study)
+        finished = True
+    finally:
+        run.finish("complete" if finished else "failed")
+    return result
+
+
+def as_task(task: TrainingTask | str, data_dir: str | PathLike[str] | None) -> TrainingTask:
+    """The task itself, or the one that a name means."""
+    if isinstance(task, TrainingTask):
+        return task
+    if isinstance(task, str):
+        return resolve_task(task, data_dir=data_dir)
+    raise InvalidTypeError(f"task must be a TrainingTask or a name, got {type(task).__name__}")
+
+
+def adapted(
+    task: TrainingTask, epochs: int | None, batch_size: int | None, optimizer: str | None
+) -> TrainingTask:
+    """The task with a user's own epochs, batch size or optimizer."""
+    changes: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer}
+    return replace(task, **{key: value for key, value in changes.items() if value is not None})
+
+
+def _result(
+    objective: Objective, study: optuna.Study, run: RunTracker, seconds: float
+) -> SearchResult:
+    task, settings = objective.task, objective.settings
+    choice = choose(task, study)
+    reason = study.user_attrs.get(STOP_REASON)
+    return SearchResult(
+        task=task.name,
+        method=objective.method,
+        mode=settings.mode,
+        seed=objective.seed,
+        metric=task.metric,
+        direction=task.direction,
+        lr=choice.lr,
+        value=choice.value,
+        oracle_value=choice.oracle_value,
+        val_loss=choice.val_loss,
+        train_loss=choice.train_loss,
+        steps=total_steps(study),
+        seconds=seconds,
+        stop_reason=str(reason) if reason else "all trials done",
+        study=study,
+        trials=trials_table(study),
+        windows=pd.DataFrame(objective.windows),
+        run_id=run.run_id,
+        tracking_uri=run.tracking_uri,
+    )

@@ -1,0 +1,92 @@
+"""When a loss curve is beyond hope, with no need of a window."""
+
+from __future__ import annotations
+
+from math import inf, isfinite
+from statistics import median
+
+import numpy as np
+
+from lrsearch.stats.exponential import exponential_of
+from lrsearch.stats.series import Losses, as_losses, standardize
+
+# The curve explodes when RUN losses in a row lie above FACTOR times the typical early loss: single
+# spikes, and the jump of a rate that is merely high, are left to the tests.
+EARLY = 10
+FACTOR = 10.0
+RUN = 5
+# A spike stands above this many times the start of the curve, and above its noise.
+SPIKE_FACTOR = 3.0
+SPIKE_NOISE = 4.0
+# A decay must leave the first loss behind by this share of its fall.
+NET_FALL = 0.25
+
+
+def explosion_threshold(early: Losses) -> float:
+    """Loss above which a curve explodes: 10 times the median size of its first 10 finite losses.
+
+    Args:
+        early: shape (any,), the first losses; only the first 10 count.
+
+    Returns:
+        The threshold [loss]; infinity while fewer than 10 are known, or if they are all zero.
+    """
+    first = [abs(x) for x in as_losses(early)[:EARLY].tolist() if isfinite(x)]
+    if len(first) < EARLY:
+        return inf
+    return FACTOR * median(first) or inf
+
+
+def first_divergence(losses: Losses, *, threshold: float | None = None) -> int | None:
+    """Index of the loss at which the curve has diverged, or None.
+
+    Diverged: a loss that is not finite, or the fifth in a row above the threshold.
+
+    Args:
+        losses: shape (points,) in the order of the steps [loss].
+        threshold: see ``explosion_threshold``; taken from these losses by default.
+    """
+    y = as_losses(losses)
+    bad = np.flatnonzero(~np.isfinite(y))
+    end = int(bad[0]) if bad.size else y.size
+    limit = explosion_threshold(y[:end]) if threshold is None else threshold
+    above = np.concatenate([[0], np.cumsum(y[:end] > limit)])
+    runs = np.flatnonzero(above[RUN:] - above[:-RUN] == RUN)
+    if runs.size:
+        return int(runs[0]) + RUN - 1
+    return end if bad.size else None
+
+
+def is_unstable(losses: Losses, *, factor: float = SPIKE_FACTOR) -> bool:
+    """Is a curve that fits a decay the trace of a rate that is too high?
+
+    Such a rate can throw the weights to a far, flat place (dead units): the loss jumps up, then
+    falls to the level of a constant prediction and stays there, in the shape of a decay. Two signs
+    tell: a loss above ``factor`` times the start of the curve, or a decay that only undoes its own
+    jump: it ends less than a quarter of its fall below the first loss. The start is that of
+    the fitted decay A exp(-B t) + C, or the first loss if that lies further below than noise
+    explains: 4 robust standard deviations of the residuals (1.4826 times their median size), which
+    are allowed for once more above the start, and half of them at the end.
+
+    Args:
+        losses: shape (window,), at least 4 points [loss].
+        factor: 3 leaves the heavy tails of mini-batch losses alone; 1 suits full-batch descent,
+            where every jump above the start is the rate's doing.
+
+    Returns:
+        False for a constant window, or one that is not all finite.
+    """
+    series = standardize(losses, minimum=4)
+    if series.degenerate:
+        return False
+    fit = exponential_of(series)
+    first = float(series.values[0])
+    margin = SPIKE_NOISE * 1.4826 * float(np.median(np.abs(fit.residual)))
+    start = min(fit.amplitude + fit.offset, first + margin)
+    # factor times the start, on the losses' own zero: location / scale here.
+    height = (factor - 1.0) * abs(start + series.location / series.scale)
+    if np.max(series.values[1:]) > start + height + margin:
+        return True
+    fall = -fit.amplitude * float(np.expm1(-fit.rate * (series.values.size - 1)))
+    end = fit.amplitude + fit.offset - fall
+    return first - end + 0.5 * margin < NET_FALL * fall

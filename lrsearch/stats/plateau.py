@@ -1,0 +1,129 @@
+"""Does the loss still fall? The test that decays a rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import special
+
+from lrsearch.errors import require_choice, require_in_open_unit_interval, require_positive
+from lrsearch.stats.convergence import MODES, Mode
+from lrsearch.stats.dependence import effective_sample_size
+from lrsearch.stats.line import line_of, step_spread
+from lrsearch.stats.series import Losses, as_losses, standardize
+
+Verdict = Literal["descending", "plateau", "undecided"]
+
+# Fewest points with one degree of freedom left after two parameters.
+_FEWEST = 3
+_FEWEST_EFFECTIVE = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlateauResult:
+    """Outcome of the test of a window's slope.
+
+    Attributes:
+        statistic: t = slope / standard error; negative if the losses fall. NaN if there is nothing
+            to test.
+        pvalue: lower tail of t: small if the losses fall.
+        verdict: "descending", "plateau" or "undecided" (never in "paper" mode).
+        slope: [loss per step].
+        slope_stderr: standard error, for dependent losses in "robust" mode [loss per step].
+        steepest: lower confidence bound of the slope at level 1 - alpha [loss per step]: the losses
+            fall no faster than this.
+        n, n_effective: number of losses, and of independent losses that they are worth.
+    """
+
+    statistic: float
+    pvalue: float
+    verdict: Verdict
+    slope: float
+    slope_stderr: float
+    steepest: float
+    n: int
+    n_effective: float
+
+
+def plateau_test(
+    losses: Losses, *, alpha: float = 0.05, mode: Mode = "robust", margin: float = 0.05
+) -> PlateauResult:
+    """Does the loss still fall over a window?
+
+    t = slope / stderr(slope) with p its lower tail on N - 2 degrees of freedom ([E], III).
+
+    ``mode="paper"``: "descending" if p < alpha, else "plateau". That takes absence of evidence for
+    evidence: a short window is a plateau because it is short.
+
+    ``mode="robust"`` (default): N is the effective sample size of the residuals, and a plateau must
+    be *shown*, by an equivalence test: the slope's confidence bound at level 1 - alpha rules out
+    a fall of more than ``margin`` of the mean loss over the window. Neither shown: "undecided", and
+    more losses are needed.
+
+    Args:
+        losses: shape (window,) [loss]. Any numbers are survived: a constant window is a plateau,
+            one that is too short or not finite is "undecided" ("plateau" in paper mode).
+        alpha: level of both tests, in (0, 1).
+        mode: "robust" or "paper".
+        margin: smallest fall over the window that matters, as a share of the mean loss's size.
+
+    Raises:
+        ValueError: if alpha, mode or margin is not allowed, or losses are not one-dimensional.
+        TypeError: if the losses are not numbers.
+    """
+    require_in_open_unit_interval("alpha", alpha)
+    require_choice("mode", mode, MODES)
+    require_positive("margin", margin)
+    robust = mode == "robust"
+    silent: Verdict = "undecided" if robust else "plateau"
+    nan = float("nan")
+    n = as_losses(losses).size
+    if n < _FEWEST:
+        return PlateauResult(nan, 1.0, silent, nan, nan, nan, n, float(n))
+    series = standardize(losses, minimum=_FEWEST)
+    if not series.finite:
+        return PlateauResult(nan, 1.0, silent, nan, nan, nan, n, float(n))
+    if series.degenerate:
+        return PlateauResult(nan, 1.0, "plateau", 0.0, 0.0, 0.0, n, float(n))
+
+    slope, sse = line_of(series)
+    if sse == 0.0:  # an exact line: its direction is certain
+        falls = slope < 0.0
+        loss_slope = slope * series.scale
+        statistic = float(np.copysign(np.inf, slope))
+        verdict: Verdict = "descending" if falls else "plateau"
+        return PlateauResult(
+            statistic, 0.0 if falls else 1.0, verdict, loss_slope, 0.0, loss_slope, n, float(n)
+        )
+    x = np.arange(n) - (n - 1) / 2.0
+    n_effective = float(n)
+    if robust:
+        residual = series.values - slope * x
+        n_effective = effective_sample_size(residual, fewest=_FEWEST_EFFECTIVE)
+    df = n_effective - 2.0
+    if df <= 0.0:
+        return PlateauResult(nan, 1.0, silent, slope * series.scale, nan, nan, n, n_effective)
+    # stderr^2 = (sse / df) / (spread of n_effective points over the same steps)
+    stderr = float(np.sqrt(sse / df / step_spread(n)))
+    statistic = slope / stderr
+    pvalue = float(special.stdtr(df, statistic))
+    steepest = slope - float(special.stdtrit(df, 1.0 - alpha)) * stderr
+    matters = margin * abs(series.location) / series.scale / n
+    if pvalue < alpha:
+        verdict = "descending"
+    elif not robust or steepest > -matters:
+        verdict = "plateau"
+    else:
+        verdict = "undecided"
+    return PlateauResult(
+        statistic=statistic,
+        pvalue=pvalue,
+        verdict=verdict,
+        slope=slope * series.scale,
+        slope_stderr=stderr * series.scale,
+        steepest=steepest * series.scale,
+        n=n,
+        n_effective=n_effective,
+    )

@@ -1,0 +1,133 @@
+"""What a study tells an experiment tracker, and how a tracker is found.
+
+Nothing here knows a tracker: adapters register under the entry point groups
+``lrsearch.trackers`` and ``lrsearch.uis``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from lrsearch.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    import pandas as pd  # for the reader's types alone: nothing loads
+
+RunStatus = Literal["complete", "pruned", "failed"]
+
+
+class RunTracker(Protocol):
+    """One run of an experiment tracker: a study, or one of its trials.
+
+    Calls never raise because of the tracker's own troubles and never wait for each value: an
+    implementation buffers and writes in batches.
+    """
+
+    @property
+    def run_id(self) -> str:
+        """The tracker's own name of this run ("" if nothing is recorded)."""
+
+    @property
+    def tracking_uri(self) -> str:
+        """The store that holds the run ("" if nothing is recorded)."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record values at a step (gradient steps, counted from 0)."""
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Record settings; each key once."""
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Record or replace short texts."""
+
+    def log_table(self, name: str, table: pd.DataFrame) -> None:
+        """Store a table as the artifacts ``name.parquet`` and ``name.csv``."""
+
+    def child(self, name: str, *, tags: Mapping[str, object] | None = None) -> RunTracker:
+        """Open a run nested in this one; it exists in the store when this returns."""
+
+    def finish(self, status: RunStatus) -> None:
+        """Write what is buffered and close the run with its true status."""
+
+
+class NullRun:
+    """A run that records nothing."""
+
+    run_id = ""
+    tracking_uri = ""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record nothing."""
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Record nothing."""
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Record nothing."""
+
+    def log_table(self, name: str, table: pd.DataFrame) -> None:
+        """Record nothing."""
+
+    def child(self, name: str, *, tags: Mapping[str, object] | None = None) -> RunTracker:
+        """Return another run that records nothing."""
+        return NullRun()
+
+    def finish(self, status: RunStatus) -> None:
+        """Do nothing."""
+
+
+class OpenStudyRun(Protocol):
+    """How an adapter opens the run of a study."""
+
+    def __call__(
+        self,
+        *,
+        experiment: str,
+        name: str,
+        tracking_uri: str | None = None,
+        tags: Mapping[str, object] | None = None,
+    ) -> RunTracker:
+        """Open a run called ``name`` in ``experiment`` of the store at ``tracking_uri``."""
+
+
+class ServeUi(Protocol):
+    """How an adapter serves its user interface."""
+
+    def __call__(self, tracking_uri: str | None, port: int) -> int:
+        """Serve the store at ``tracking_uri`` until interrupted; returns an exit status."""
+
+
+def find_tracker(name: str) -> OpenStudyRun:
+    """Load the adapter that is registered as ``name`` under ``lrsearch.trackers``.
+
+    Raises:
+        MissingPackageError: if none is registered, or its framework is not installed.
+    """
+    adapter: OpenStudyRun = _find("lrsearch.trackers", name)
+    return adapter
+
+
+def find_ui(name: str) -> ServeUi:
+    """Load the user interface that is registered as ``name`` under ``lrsearch.uis``.
+
+    Raises:
+        MissingPackageError: if none is registered, or its framework is not installed.
+    """
+    serve: ServeUi = _find("lrsearch.uis", name)
+    return serve
+
+
+def _find(group: str, name: str) -> Any:
+    for entry in entry_points(group=group, name=name):
+        try:
+            return entry.load()
+        except ImportError as error:
+            raise MissingPackageError(
+                f"tracker {name!r} needs a package that is not installed ({error.name}): "
+                f"pip install 'lrsearch[{name}]'"
+            ) from error
+    raise MissingPackageError(
+        f"no tracker {name!r} is installed: pip install 'lrsearch[{name}]', or choose 'none'"
+    )

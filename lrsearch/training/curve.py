@@ -1,0 +1,47 @@
+"""Losses and rates on their way to a tracker: thinned out, never one call a step."""
+
+from __future__ import annotations
+
+from lrsearch.stats.series import FloatArray
+from lrsearch.tracking import RunTracker
+
+# A tracker's chart shows a few hundred points; more cost time and show nothing.
+_POINTS = 1000
+_STRIDE_WITHOUT_BUDGET = 10
+
+
+class CurveLog:
+    """Writes the loss curve of a run, and the rate where it changes.
+
+    Args:
+        tracker: where to.
+        total_steps: length of the run; None if not known.
+    """
+
+    def __init__(self, tracker: RunTracker, total_steps: int | None) -> None:
+        self._tracker = tracker
+        self._stride = (
+            _STRIDE_WITHOUT_BUDGET if total_steps is None else max(1, total_steps // _POINTS)
+        )
+        self._next = 0
+        self._rate: float | None = None
+
+    def extend(self, losses: FloatArray, start: int, lr: float) -> None:
+        """Write what is new.
+
+        Args:
+            losses: shape (steps,), the losses from ``start`` on; those written before are skipped.
+            start: step of the first of them.
+            lr: rate that gave them.
+        """
+        if lr != self._rate:
+            if self._rate is not None and start > 0:
+                self._tracker.log_metrics({"train/lr": self._rate}, step=start - 1)
+            self._tracker.log_metrics({"train/lr": lr}, step=start)
+            self._rate = lr
+        end = start + len(losses)
+        while self._next < end:
+            if self._next >= start:
+                loss = float(losses[self._next - start])
+                self._tracker.log_metrics({"train/loss": loss}, step=self._next)
+            self._next += self._stride

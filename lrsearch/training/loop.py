@@ -1,0 +1,275 @@
+"""The training loop that every method shares: same weights, same batches, same accounting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import ceil
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lrsearch.controllers.exptest import Decision
+from lrsearch.errors import require_positive
+from lrsearch.stats.series import FloatArray
+from lrsearch.training.recorder import LossRecorder, make_recorder
+from lrsearch.training.task import Split, TaskData, TrainingTask
+
+MOMENTUM = 0.9
+# Validation is looked at about this often in a run, for charts and for pruners that need it.
+CHECKS = 20
+_EVALUATION_ROWS = 8192
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Loss and metric on a split."""
+
+    loss: float
+    metric: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands, at a window's end or a validation check.
+
+    Attributes:
+        step, total: gradient steps taken, and planned.
+        lr: present learning rate.
+        loss: last training loss that is known.
+        pvalue: of the last window, if a test was made.
+    """
+
+    step: int
+    total: int
+    lr: float
+    loss: float
+    pvalue: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOutcome:
+    """What a run gave.
+
+    Attributes:
+        steps: gradient steps spent.
+        lr: rate at the end.
+        train, validation, test: loss and metric of the final weights.
+        diverged: whether it ended on a loss that is not finite.
+        ended_early: why it ended before its last step; "" if it did not.
+    """
+
+    steps: int
+    lr: float
+    train: Evaluation
+    validation: Evaluation
+    test: Evaluation
+    diverged: bool
+    ended_early: str
+
+
+class Controller(Protocol):
+    """Drives the rate of the loop's optimizer, as ``ExpTest`` does."""
+
+    def step(self, loss: Tensor) -> Decision:
+        """Take note of a step's loss."""
+
+
+class Observer(Protocol):
+    """Watches a run from outside the loop. Each call may raise to end the run."""
+
+    def stepped(self) -> None:
+        """A gradient step was taken (and is to be paid for)."""
+
+    def judged(self, progress: Progress) -> None:
+        """The controller has judged a window."""
+
+    def recorded(self, losses: FloatArray, start: int, lr: float) -> None:
+        """A stretch of losses from step ``start`` on; only in runs without a controller."""
+
+    def validated(self, validation: Evaluation, progress: Progress) -> None:
+        """The validation split was looked at."""
+
+
+class SilentObserver:
+    """Watches and says nothing."""
+
+    def stepped(self) -> None:
+        """Say nothing."""
+
+    def judged(self, progress: Progress) -> None:
+        """Say nothing."""
+
+    def recorded(self, losses: FloatArray, start: int, lr: float) -> None:
+        """Say nothing."""
+
+    def validated(self, validation: Evaluation, progress: Progress) -> None:
+        """Say nothing."""
+
+
+def steps_per_epoch(task: TrainingTask, data: TaskData) -> int:
+    """Gradient steps in a pass over the training split."""
+    return 1 if task.batch_size is None else ceil(len(data.train) / task.batch_size)
+
+
+def loss_function(name: str) -> LossFunction:
+    """The loss of a task: mean over rows (and outputs)."""
+    functions: dict[str, LossFunction] = {
+        "cross_entropy": nn.functional.cross_entropy,
+        "mse": nn.functional.mse_loss,
+        "binary_cross_entropy": _binary_cross_entropy,
+    }
+    return functions[name]
+
+
+def _binary_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(
+        output.reshape(target.shape), target.to(output.dtype)
+    )
+
+
+def make_optimizer(
+    name: str, parameters: list[nn.Parameter], learning_rate: float
+) -> torch.optim.Optimizer:
+    """One of the optimizers that a task may name, with torch's defaults besides the rate."""
+    require_positive("lr", learning_rate)
+    if name == "momentum":
+        return torch.optim.SGD(parameters, lr=learning_rate, momentum=MOMENTUM)
+    factories: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "sgd": torch.optim.SGD,
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "rmsprop": torch.optim.RMSprop,
+    }
+    return factories[name](parameters, lr=learning_rate)
+
+
+def build_model(task: TrainingTask, data: TaskData, seed: int) -> nn.Module:
+    """The task's model with the weights of ``seed``; seeds torch's global generator."""
+    torch.manual_seed(seed)
+    return task.model(data)
+
+
+@torch.no_grad()
+def evaluate(task: TrainingTask, model: nn.Module, split: Split) -> Evaluation:
+    """Loss and metric of a model on a whole split, in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    function = loss_function(task.loss)
+    loss, metric = 0.0, 0.0
+    for start in range(0, len(split), _EVALUATION_ROWS):
+        inputs = split.inputs[start : start + _EVALUATION_ROWS]
+        targets = split.targets[start : start + _EVALUATION_ROWS]
+        output = model(inputs)
+        share = len(inputs) / len(split)
+        loss += float(function(output, targets)) * share
+        metric += _metric(task, output, targets) * share
+    model.train(was_training)
+    return Evaluation(loss, metric)
+
+
+def _metric(task: TrainingTask, output: Tensor, targets: Tensor) -> float:
+    if task.metric == "mse":
+        return float(nn.functional.mse_loss(output.reshape(targets.shape), targets))
+    if task.loss == "binary_cross_entropy":
+        guessed = output.reshape(targets.shape) > 0.0
+        return float((guessed == (targets > 0.5)).double().mean())
+    return float((output.argmax(dim=1) == targets).double().mean())
+
+
+def train(
+    task: TrainingTask,
+    data: TaskData,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    seed: int,
+    controller: Controller | None = None,
+    observer: Observer | None = None,
+) -> TrainingOutcome:
+    """Train a model for the task's epochs.
+
+    The order of the batches depends on ``seed`` alone, so runs with the same seed are paired. A run
+    without a controller ends on a loss that is not finite: going on could not help it.
+
+    Args:
+        task, data: what to train on; ``data`` on the model's device.
+        model, optimizer: fresh ones.
+        seed: of the batches' order.
+        controller: decides about the rate after every step.
+        observer: is told about steps, windows, losses and validation.
+    """
+    function = loss_function(task.loss)
+    watch = SilentObserver() if observer is None else observer
+    batches = _Batches(data.train, task.batch_size, seed)
+    total = steps_per_epoch(task, data) * task.epochs
+    check_every = max(1, task.epochs // CHECKS)
+    recorder: LossRecorder | None = None
+    steps, recorded, ended, diverged = 0, 0, "", False
+    model.train()
+    for epoch in range(task.epochs):
+        for inputs, targets in batches:
+            loss = function(model(inputs), targets)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            optimizer.step()
+            steps += 1
+            watch.stepped()
+            if controller is not None:
+                decision = controller.step(loss)
+                if decision.window is not None:
+                    window = decision.window
+                    watch.judged(
+                        Progress(steps, total, decision.lr, window.loss_last, window.pvalue)
+                    )
+                if decision.kind == "stop":
+                    ended = decision.reason if steps < total else ""
+                    break
+            else:
+                recorder = recorder or make_recorder(loss)
+                if recorder.append(loss) and not bool(torch.isfinite(loss)):
+                    ended, diverged = "diverged", True
+                    break
+            optimizer.zero_grad(set_to_none=True)
+        last = bool(ended) or epoch == task.epochs - 1
+        if last or (epoch + 1) % check_every == 0:
+            rate = float(optimizer.param_groups[0]["lr"])
+            if recorder is not None:
+                watch.recorded(recorder.values(), recorded, rate)
+                recorder.clear()
+                recorded = steps
+            progress = Progress(steps, total, rate, float(loss.detach()))
+            watch.validated(evaluate(task, model, data.validation), progress)
+        if last:
+            break
+    return TrainingOutcome(
+        steps=steps,
+        lr=float(optimizer.param_groups[0]["lr"]),
+        train=evaluate(task, model, data.train),
+        validation=evaluate(task, model, data.validation),
+        test=evaluate(task, model, data.test),
+        diverged=diverged,
+        ended_early=ended,
+    )
+
+
+class _Batches:
+    """Mini-batches of a split, reshuffled at each pass in an order that the seed alone decides."""
+
+    def __init__(self, split: Split, batch_size: int | None, seed: int) -> None:
+        self._split = split
+        self._rows = len(split)
+        self._size = min(batch_size or self._rows, self._rows)
+        self._order = torch.Generator().manual_seed(seed)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        inputs, targets = self._split.inputs, self._split.targets
+        if self._size == self._rows:
+            yield inputs, targets
+            return
+        permutation = torch.randperm(self._rows, generator=self._order).to(inputs.device)
+        for start in range(0, self._rows, self._size):
+            chosen = permutation[start : start + self._size]
+            yield inputs[chosen], targets[chosen]
