@@ -31,7 +31,7 @@ def demo(options: Namespace) -> int:
     results: list[SearchResult] = []
     for seed in range(DEMO_SEEDS):
         for method in ("exptest", "grid"):
-            with TerminalWatcher(method) as watcher:
+            with TerminalWatcher() as watcher:
                 results.append(
                     run_search(
                         DEMO_TASK, method=method, seed=seed, watcher=watcher, **_tracking(options)
@@ -79,7 +79,7 @@ def search(options: Namespace) -> int:
     from lrsearch.cli.tables import answer, ladder
     from lrsearch.engine import search as run_search
 
-    with TerminalWatcher(options.method) as watcher, _stdout_for_json(options):
+    with TerminalWatcher() as watcher, _stdout_for_json(options):
         result = run_search(
             options.task,
             method=options.method,
@@ -109,7 +109,7 @@ def compare(options: Namespace) -> int:
     from lrsearch.engine import compare as run_compare
 
     methods = [name.strip() for name in options.methods.split(",") if name.strip()]
-    with TerminalWatcher("compare") as watcher, _stdout_for_json(options):
+    with TerminalWatcher() as watcher, _stdout_for_json(options):
         table = run_compare(
             options.task,
             methods=methods,

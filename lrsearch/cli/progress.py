@@ -12,14 +12,9 @@ from lrsearch.training.loop import Progress
 
 
 class TerminalWatcher:
-    """One bar per trial: step, loss, rate, rung, p-value and the time that is left.
+    """One bar per trial: step, loss, rate, rung, p-value and the time that is left."""
 
-    Args:
-        title: what is running.
-    """
-
-    def __init__(self, title: str) -> None:
-        self._title = title
+    def __init__(self) -> None:
         self._bar: tqdm[Never] | None = None
         self._shown = sys.stderr.isatty()
 
@@ -34,13 +29,13 @@ class TerminalWatcher:
     ) -> None:
         self._close()
 
-    def trial_started(self, number: int, lr: float, total: int) -> None:
+    def trial_started(self, name: str, lr: float, total: int) -> None:
         """A trial begins."""
         self._close()
         if self._shown:
             self._bar = tqdm(
                 total=total,
-                desc=f"{self._title} {number}",
+                desc=name,
                 unit="step",
                 postfix=f"lr {lr:.3g}",
                 leave=False,
@@ -58,12 +53,12 @@ class TerminalWatcher:
         )
         self._bar.update(progress.step - self._bar.n)
 
-    def trial_ended(self, number: int, state: str, reason: str) -> None:
+    def trial_ended(self, name: str, state: str, reason: str) -> None:
         """A trial is over."""
         self._close()
         if self._shown:
             why = f": {reason}" if reason else ""
-            print(f"{self._title} {number} {state}{why}", file=sys.stderr)
+            print(f"{name} {state}{why}", file=sys.stderr)
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -27,7 +27,7 @@ from lrsearch.errors import (
     require_number,
 )
 from lrsearch.stats.convergence import MODES, Mode, exponential_test
-from lrsearch.stats.divergence import SPIKE_FACTOR, first_divergence, is_unstable
+from lrsearch.stats.divergence import SPIKE_FACTOR, first_divergence, has_spike, is_unstable
 from lrsearch.stats.plateau import plateau_test
 from lrsearch.stats.window import window_length
 from lrsearch.windows import Kind, Phase, WindowStats
@@ -238,6 +238,8 @@ def _search(
         return look.accept_if_stable("decay")
     if look.rises(level):
         return look.restart("rising")
+    if has_spike(look.losses):
+        return look.restart("unstable")
     longer = _longer(settings, state, end, share=PATIENCE_SHARE, lengths=2 ** (LOOKS - 1))
     if longer is not None:
         return look.extend(

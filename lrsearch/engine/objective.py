@@ -71,7 +71,7 @@ class Objective:
             tags={"lrsearch.kind": self.kind, "lrsearch.method": self.method},
         )
         run.log_params({"lr": rate, "number": trial.number, "seed": self.seed})
-        self.watcher.trial_started(trial.number, rate, self.settings.total_steps or 0)
+        self.watcher.trial_started(self.name_of(trial), rate, self.settings.total_steps or 0)
         status: RunStatus = "failed"
         attempt: _Attempt | None = None
         try:
@@ -87,6 +87,10 @@ class Objective:
                 run.finish(status)
             else:
                 attempt.close(status)
+
+    def name_of(self, trial: optuna.Trial) -> str:
+        """How a trial is called to a person."""
+        return f"{self.method} {'rung' if self.plan.controlled else 'trial'} {trial.number}"
 
 
 class _Attempt:
@@ -181,7 +185,7 @@ class _Attempt:
         if reason:
             self._run.set_tags({"lrsearch.reason": reason})
         self._run.finish(status)
-        objective.watcher.trial_ended(number, status, reason)
+        objective.watcher.trial_ended(objective.name_of(self._trial), status, reason)
 
     def stepped(self) -> None:
         """Charge a gradient step."""

@@ -10,24 +10,24 @@ from lrsearch.training.loop import Progress
 class SearchWatcher(Protocol):
     """Is told about trials; the command line draws a progress bar from it."""
 
-    def trial_started(self, number: int, lr: float, total: int) -> None:
-        """A trial begins at a rate, with so many steps before it."""
+    def trial_started(self, name: str, lr: float, total: int) -> None:
+        """A trial, such as "exptest rung 0", begins at a rate, with so many steps before it."""
 
     def trial_moved(self, progress: Progress) -> None:
         """A window was judged, or validation was looked at."""
 
-    def trial_ended(self, number: int, state: str, reason: str) -> None:
+    def trial_ended(self, name: str, state: str, reason: str) -> None:
         """A trial is over: "complete", "pruned" or "failed"."""
 
 
 class SilentWatcher:
     """Watches and says nothing."""
 
-    def trial_started(self, number: int, lr: float, total: int) -> None:
+    def trial_started(self, name: str, lr: float, total: int) -> None:
         """Say nothing."""
 
     def trial_moved(self, progress: Progress) -> None:
         """Say nothing."""
 
-    def trial_ended(self, number: int, state: str, reason: str) -> None:
+    def trial_ended(self, name: str, state: str, reason: str) -> None:
         """Say nothing."""

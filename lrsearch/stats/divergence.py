@@ -7,8 +7,8 @@ from statistics import median
 
 import numpy as np
 
-from lrsearch.stats.exponential import exponential_of
-from lrsearch.stats.series import Losses, as_losses, standardize
+from lrsearch.stats.exponential import UnitExponential, exponential_of
+from lrsearch.stats.series import Losses, Series, as_losses, standardize
 
 # The curve explodes when RUN losses in a row lie above FACTOR times the typical early loss: single
 # spikes, and the jump of a rate that is merely high, are left to the tests.
@@ -57,16 +57,12 @@ def first_divergence(losses: Losses, *, threshold: float | None = None) -> int |
     return end if bad.size else None
 
 
-def is_unstable(losses: Losses, *, factor: float = SPIKE_FACTOR) -> bool:
-    """Is a curve that fits a decay the trace of a rate that is too high?
+def has_spike(losses: Losses, *, factor: float = SPIKE_FACTOR) -> bool:
+    """Does a curve jump above ``factor`` times its start?
 
-    Such a rate can throw the weights to a far, flat place (dead units): the loss jumps up, then
-    falls to the level of a constant prediction and stays there, in the shape of a decay. Two signs
-    tell: a loss above ``factor`` times the start of the curve, or a decay that only undoes its own
-    jump: it ends less than a quarter of its fall below the first loss. The start is that of
-    the fitted decay A exp(-B t) + C, or the first loss if that lies further below than noise
-    explains: 4 robust standard deviations of the residuals (1.4826 times their median size), which
-    are allowed for once more above the start, and half of them at the end.
+    The start is that of the fitted decay A exp(-B t) + C, or the first loss if that lies further
+    below than noise explains: 4 robust standard deviations of the residuals (1.4826 times their
+    median size), which are allowed for once more above the start.
 
     Args:
         losses: shape (window,), at least 4 points [loss].
@@ -77,16 +73,41 @@ def is_unstable(losses: Losses, *, factor: float = SPIKE_FACTOR) -> bool:
         False for a constant window, or one that is not all finite.
     """
     series = standardize(losses, minimum=4)
+    return not series.degenerate and _spikes(series, exponential_of(series), factor)
+
+
+def is_unstable(losses: Losses, *, factor: float = SPIKE_FACTOR) -> bool:
+    """Is a curve that fits a decay the trace of a rate that is too high?
+
+    Such a rate can throw the weights to a far, flat place (dead units): the loss jumps up, then
+    falls to the level of a constant prediction and stays there, in the shape of a decay. Two signs
+    tell: a spike (see ``has_spike``), or a decay that only undoes its own jump, as it ends less
+    than a quarter of its fall below the first loss, give or take 2 robust standard deviations.
+
+    Args:
+        losses: shape (window,), at least 4 points [loss].
+        factor: as for ``has_spike``.
+
+    Returns:
+        False for a constant window, or one that is not all finite.
+    """
+    series = standardize(losses, minimum=4)
     if series.degenerate:
         return False
     fit = exponential_of(series)
-    first = float(series.values[0])
-    margin = SPIKE_NOISE * 1.4826 * float(np.median(np.abs(fit.residual)))
-    start = min(fit.amplitude + fit.offset, first + margin)
-    # factor times the start, on the losses' own zero: location / scale here.
-    height = (factor - 1.0) * abs(start + series.location / series.scale)
-    if np.max(series.values[1:]) > start + height + margin:
+    if _spikes(series, fit, factor):
         return True
     fall = -fit.amplitude * float(np.expm1(-fit.rate * (series.values.size - 1)))
     end = fit.amplitude + fit.offset - fall
-    return first - end + 0.5 * margin < NET_FALL * fall
+    return float(series.values[0]) - end + 0.5 * _margin(fit) < NET_FALL * fall
+
+
+def _spikes(series: Series, fit: UnitExponential, factor: float) -> bool:
+    start = min(fit.amplitude + fit.offset, float(series.values[0]) + _margin(fit))
+    # factor times the start, on the losses' own zero: location / scale here.
+    height = (factor - 1.0) * abs(start + series.location / series.scale)
+    return bool(np.max(series.values[1:]) > start + height + _margin(fit))
+
+
+def _margin(fit: UnitExponential) -> float:
+    return SPIKE_NOISE * 1.4826 * float(np.median(np.abs(fit.residual)))

@@ -15,7 +15,7 @@ A ladder bears the number of the trial that began it. Rung 0 is the largest lear
 marks a trial that came when the ladder had no rung left inside the suggested range."""
 
 REASON: Final = "lrsearch:reason"
-"""Trial: why it was pruned, one sentence."""
+"""Trial: why its rate was accepted, or why it was pruned, in a few words."""
 
 PVALUE: Final = "lrsearch:pvalue"
 """Trial: p-value of the test that decided it."""

@@ -26,13 +26,13 @@ class ExpTestPruner(BasePruner):
     * plain ``trial.report(loss, step)`` calls. Points count as steps: the window is Eq. 52 from the
       first loss and the trial's ``lr_name`` parameter, divided by the spacing of the reports,
       within 30 and 2 000 points ("robust"). A curve that is still flat, or falls without a bend
-      yet, is looked at again at two and four window lengths; a rise is rejected at the first
-      look.
+      yet, is looked at again at two and four window lengths; a rise, or a jump to three times
+      the start, is rejected at the first look.
     * windows that ``ExpTest(trial=...)`` recorded: its own verdict counts.
 
     A loss that is not finite, or explodes, prunes at once. Fewer points than the window never
     prune. The study's direction plays no part: a loss is to fall. The pruner is a pure function of
-    the trial; repeated looks spend ``alpha`` as 1/2 + 1/4 + 1/8.
+    the trial; the looks spend ``alpha`` as 1/2 + 1/4 + 1/8.
 
     Args:
         alpha: level of the test, in (0, 1).

@@ -47,6 +47,9 @@ class TrialRecorder:
             self._quiet_until = int(window.stop * _GROWTH)
         if window.decision in ("restart", "stop"):
             self.reject(window.reason, window.pvalue)
+        if window.decision == "accept":
+            self._trial.set_user_attr(REASON, f"accepted: {window.reason}")
+            self._trial.set_user_attr(PVALUE, window.pvalue)
         if self._reports:
             self._trial.report(window.loss_mean, step=window.last_step)
             if self._trial.should_prune():

@@ -143,21 +143,22 @@ def test_the_watcher_hears_of_every_trial_in_order(
     heard: list[tuple[Any, ...]] = []
 
     class Watcher:
-        def trial_started(self, number: int, lr: float, total: int) -> None:
-            heard.append(("start", number, lr, total))
+        def trial_started(self, name: str, lr: float, total: int) -> None:
+            heard.append(("start", name, lr, total))
 
         def trial_moved(self, progress: Progress) -> None:
             assert 0 < progress.step <= progress.total == 400
             heard.append(("move",))
 
-        def trial_ended(self, number: int, state: str, reason: str) -> None:
-            heard.append(("end", number, state, reason))
+        def trial_ended(self, name: str, state: str, reason: str) -> None:
+            heard.append(("end", name, state, reason))
 
     result = search(make_line().task, tracker="none", watcher=Watcher())
     expected: list[tuple[Any, ...]] = []
     for _, row in result.trials.iterrows():
-        expected.append(("start", row["number"], row["lr"], 400))
-        expected.append(("end", row["number"], row["state"].lower(), row["reason"]))
+        name = f"exptest rung {row['number']}"
+        expected.append(("start", name, row["lr"], 400))
+        expected.append(("end", name, row["state"].lower(), row["reason"]))
     assert [each for each in heard if each[0] != "move"] == expected
     assert ("move",) in heard
 

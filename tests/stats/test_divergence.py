@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrsearch.stats import explosion_threshold, first_divergence
-from lrsearch.stats.divergence import is_unstable
+from lrsearch.stats.convergence import exponential_test
+from lrsearch.stats.divergence import has_spike, is_unstable
 
 NAN, INF = float("nan"), float("inf")
 
@@ -110,3 +111,37 @@ def test_stability_does_not_depend_on_the_unit(power, seed):
 @pytest.mark.parametrize("losses", [[1.0] * 5, [1.0, NAN, 1.0, 1.0], [INF] * 4])
 def test_nothing_to_look_at_is_stable(losses):
     assert not is_unstable(losses)
+
+
+def thrown(jump: float, level: float) -> np.ndarray:
+    """A loss that starts at 2.3, jumps, and falls to a level in the shape of a decay."""
+    rng = np.random.default_rng(3)
+    fall = level + (jump - level) * np.exp(-0.3 * np.arange(59))
+    return np.concatenate([[2.3], fall + 0.05 * rng.standard_normal(59)])
+
+
+def test_a_decay_that_only_undoes_its_own_jump_is_unstable_without_a_spike():
+    losses = thrown(jump=6.0, level=2.3)
+    assert exponential_test(losses).passed
+    assert not has_spike(losses)  # less than three times the start
+    assert is_unstable(losses)
+    assert not is_unstable(thrown(jump=2.5, level=0.4))
+
+
+def test_a_jump_to_three_times_the_start_is_a_spike_and_full_batch_allows_none():
+    assert has_spike(thrown(jump=60.0, level=2.3))
+    mild = thrown(jump=4.0, level=0.4)
+    assert not has_spike(mild)
+    assert has_spike(mild, factor=1.0)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_loss_unit_does_not_matter_for_a_spike(scale):
+    for losses in (thrown(jump=60.0, level=2.3), thrown(jump=4.0, level=0.4)):
+        assert has_spike(scale * losses) == has_spike(losses)
+
+
+def test_noise_alone_is_no_spike():
+    rng = np.random.default_rng(4)
+    noisy = [2.3 + 0.3 * rng.standard_t(3, size=60) for _ in range(300)]
+    assert sum(map(has_spike, noisy)) <= 3

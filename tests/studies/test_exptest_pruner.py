@@ -150,3 +150,12 @@ def test_two_pruned_reasons_are_told_apart():
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(InvalidArgumentError, match=message):
         ExpTestPruner(**options)
+
+
+def test_with_full_batch_losses_a_jump_above_the_start_is_a_reason_to_prune():
+    steps = np.arange(120)
+    losses = 0.3 + 2.0 * np.exp(-0.08 * steps)
+    losses[2] = 4.0
+    trial = trial_of(losses)
+    assert not ExpTestPruner().prune(None, trial)
+    assert ExpTestPruner(full_batch=True).prune(None, trial)

@@ -163,3 +163,19 @@ def test_a_fixed_trial_records_too():
     trial = optuna.trial.FixedTrial({"lr": 0.1})
     TrialRecorder(trial).window(window())
     assert trial.user_attrs[f"{WINDOW_PREFIX}0"]["decision"] == "accept"
+
+
+def test_an_accepted_rate_says_why_with_its_p_value():
+    study, trial = asked()
+    TrialRecorder(trial).window(window(decision="accept", reason="decay", pvalue=0.001))
+    attributes = study.trials[0].user_attrs
+    assert attributes[REASON] == "accepted: decay"
+    assert attributes[PVALUE] == 0.001
+
+
+def test_a_resumed_trial_goes_on_numbering_its_windows():
+    study, trial = asked()
+    TrialRecorder(trial).window(window(index=0, start=0, stop=60))
+    TrialRecorder(trial).window(window(index=1, start=60, stop=120))
+    kept = [key for key in study.trials[0].user_attrs if key.startswith(WINDOW_PREFIX)]
+    assert sorted(kept) == [f"{WINDOW_PREFIX}0", f"{WINDOW_PREFIX}1"]
