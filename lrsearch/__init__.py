@@ -13,11 +13,21 @@ from lrsearch.version import __version__
 if TYPE_CHECKING:
     from lrsearch.engine import SearchResult, compare, search
     from lrsearch.studies import ExpTestPruner, ExpTestSampler, LipschitzSampler
-    from lrsearch.training import Decision, ExpTest, Split, TaskData, TrainingTask
+    from lrsearch.training import (
+        Decision,
+        ExpTest,
+        LipschitzEstimate,
+        LipschitzLR,
+        Split,
+        TaskData,
+        TrainingTask,
+    )
 
 _HOMES = {
     "ExpTest": "lrsearch.training",
     "Decision": "lrsearch.training",
+    "LipschitzEstimate": "lrsearch.training",
+    "LipschitzLR": "lrsearch.training",
     "Split": "lrsearch.training",
     "TaskData": "lrsearch.training",
     "TrainingTask": "lrsearch.training",
@@ -34,6 +44,8 @@ __all__ = [
     "ExpTest",
     "ExpTestPruner",
     "ExpTestSampler",
+    "LipschitzEstimate",
+    "LipschitzLR",
     "LipschitzSampler",
     "SearchResult",
     "Split",

@@ -89,6 +89,15 @@ CONTRACT: dict[str, dict[str, Any]] = {
         "total_steps": None,
         "tracker": None,
     },
+    "lrsearch:LipschitzLR": {
+        "optimizer": NEEDED,
+        "model": NEEDED,
+        "loss": "cross_entropy",
+        "classes": None,
+        "batch_size": None,
+        "weight_decay": None,
+        "exact": False,
+    },
     "lrsearch:search": {
         "task": NEEDED,
         "method": "exptest",
@@ -127,6 +136,7 @@ CONTRACT: dict[str, dict[str, Any]] = {
 POSITIONAL = {
     "lrsearch:ExpTestSampler": ["lr_max"],
     "lrsearch:ExpTestPruner": [],
+    "lrsearch:LipschitzLR": ["optimizer", "model"],
     "lrsearch.stats:window_length": ["initial_loss", "lr"],
     "lrsearch.stats:window_correction": ["sum_of_norms", "norm_of_sum"],
 }

@@ -2,6 +2,15 @@
 
 from lrsearch.controllers.exptest import Decision
 from lrsearch.training.exptest import ExpTest
+from lrsearch.training.lipschitz import LipschitzEstimate, LipschitzLR
 from lrsearch.training.task import Split, TaskData, TrainingTask
 
-__all__ = ["Decision", "ExpTest", "Split", "TaskData", "TrainingTask"]
+__all__ = [
+    "Decision",
+    "ExpTest",
+    "LipschitzEstimate",
+    "LipschitzLR",
+    "Split",
+    "TaskData",
+    "TrainingTask",
+]
