@@ -1,12 +1,13 @@
 """What a study tells an experiment tracker, and how a tracker is found.
 
 Nothing here knows a tracker: adapters register under the entry point groups
-``lrsearch.trackers`` and ``lrsearch.uis``.
+``lrsearch.trackers``, ``lrsearch.uis`` and ``lrsearch.curves``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -99,6 +100,30 @@ class ServeUi(Protocol):
         """Serve the store at ``tracking_uri`` until interrupted; returns an exit status."""
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedCurve:
+    """A loss curve that somebody has kept.
+
+    Attributes:
+        steps: gradient steps, rising; a tracker may have kept every tenth only.
+        losses: one per step [loss]; one that is not finite means that the run diverged there.
+        lr: learning rate of the first step; None if not kept.
+    """
+
+    steps: Sequence[int]
+    losses: Sequence[float]
+    lr: float | None = None
+
+
+class ReadCurve(Protocol):
+    """How an adapter reads the loss curve of a run."""
+
+    def __call__(
+        self, run_id: str, *, metric: str = "train/loss", tracking_uri: str | None = None
+    ) -> RecordedCurve:
+        """Read the values of ``metric`` in the run ``run_id`` of the store at ``tracking_uri``."""
+
+
 def find_tracker(name: str) -> OpenStudyRun:
     """Load the adapter that is registered as ``name`` under ``lrsearch.trackers``.
 
@@ -117,6 +142,16 @@ def find_ui(name: str) -> ServeUi:
     """
     serve: ServeUi = _find("lrsearch.uis", name)
     return serve
+
+
+def find_curves(name: str) -> ReadCurve:
+    """Load the reader of curves that is registered as ``name`` under ``lrsearch.curves``.
+
+    Raises:
+        MissingPackageError: if none is registered, or its framework is not installed.
+    """
+    read: ReadCurve = _find("lrsearch.curves", name)
+    return read
 
 
 def _find(group: str, name: str) -> Any:

@@ -125,6 +125,35 @@ def compare(options: Namespace) -> int:
     return 0
 
 
+def replay(options: Namespace) -> int:
+    """What ExpTest decides along a recorded loss curve, and why."""
+    from lrsearch.cli.tables import looks, replayed
+    from lrsearch.controllers.exptest import ExpTestSettings
+    from lrsearch.engine.figures import save_replay
+    from lrsearch.engine.recorded import read_curve, replay_curve
+
+    settings = ExpTestSettings(
+        alpha=options.alpha,
+        beta=options.beta,
+        mode=options.mode,
+        full_batch=options.full_batch,
+        total_steps=options.total_steps,
+    )
+    curve = read_curve(options.source, column=options.column, tracking_uri=options.tracking_uri)
+    result = replay_curve(curve, settings, lr=options.lr)
+    sentence = replayed(result)
+    if options.figure:
+        save_replay(result, options.figure, title=f"{Path(options.source).name}\n{sentence}")
+    if options.json:
+        content = {"source": options.source, **result.as_json(), "sentence": sentence}
+        _write_json(options.json, content)
+    if options.json != "-":
+        print(looks(result))
+        print()
+        print(sentence)
+    return 0
+
+
 def ui(options: Namespace) -> int:
     """The MLflow UI on the studies' store."""
     from lrsearch.tracking import find_ui

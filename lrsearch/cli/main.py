@@ -87,6 +87,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(compare)
     _add_tracking(compare)
 
+    replay = commands_.add_parser("replay", help="why a rate was rejected: ExpTest on a loss curve")
+    replay.set_defaults(command="replay")
+    replay.add_argument(
+        "source", metavar="CURVE", help="FILE.csv, FILE.parquet, FILE.npz:KEY[ROW] or an MLflow run"
+    )
+    replay.add_argument("--lr", type=float, metavar="RATE", help="default: the run's own")
+    _add_tests(replay)
+    replay.add_argument("--full-batch", action="store_true", help="each loss is of all the data")
+    replay.add_argument("--total-steps", type=int, metavar="N", help="budget of the training")
+    replay.add_argument("--column", metavar="NAME", help="of the losses (default: loss)")
+    replay.add_argument("--tracking-uri", metavar="URI", help="MLflow store of the run")
+    replay.add_argument("--figure", metavar="FILE.png", type=_writable_file, help="draw it")
+    _add_json(replay, "the decisions")
+
     ui = commands_.add_parser("ui", help="open the MLflow UI on the store of the studies")
     ui.set_defaults(command="ui")
     ui.add_argument("--port", type=int, default=5000)
@@ -94,10 +108,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_training(parser: argparse.ArgumentParser) -> None:
+def _add_tests(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=MODES, default="robust")
     parser.add_argument("--alpha", type=float, default=0.05, help="level of the tests")
     parser.add_argument("--beta", type=float, default=0.33, help="factor of a restart or decay")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    _add_tests(parser)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--optimizer", choices=OPTIMIZERS)
@@ -121,9 +139,13 @@ def _add_json(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _writable(target: str) -> str:
+    return target if target == "-" else _writable_file(target)
+
+
+def _writable_file(target: str) -> str:
     """A file that can be written when the work is done: better to know before."""
     path = Path(target)
-    if target != "-" and (path.is_dir() or not path.parent.is_dir()):
+    if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"cannot write {target!r}: not a file in a folder")
     return target
 

@@ -8,7 +8,18 @@ from typing import Any
 import pandas as pd
 
 from lrsearch.engine.comparing import summary
+from lrsearch.engine.recorded import Replay
 from lrsearch.engine.result import SearchResult
+from lrsearch.windows import WindowStats
+
+# What a rejection means, in a clause.
+_MEANINGS = {
+    "diverged": "the loss is not finite, or stays above ten times its start",
+    "not exponential": "a decay explains the losses no better than a line",
+    "rising": "the loss rises",
+    "unstable": "the loss jumps above its start, or only falls back from its own jump",
+    "flat": "neither a decay nor a steady fall shows, and patience is at its end",
+}
 
 
 def plain(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -80,6 +91,76 @@ def comparison(table: pd.DataFrame) -> str:
         for row in rows:
             del row["sd"]
     return f"{table.attrs['task']}, {seeds} seed{'s' if seeds > 1 else ''}\n{plain(rows)}"
+
+
+def looks(replay: Replay) -> str:
+    """One line per look of a replay."""
+    rows = [
+        {
+            "window": window.index,
+            "phase": window.phase,
+            "steps": f"{window.start}-{window.last_step}",
+            "lr": window.lr,
+            "n_eff": window.n_effective,
+            "F": window.f_statistic,
+            "p": float(f"{window.pvalue:.2g}"),
+            "level": replay.level(window),
+            "slope t": window.t_statistic,
+            "decision": f"would {window.decision}" if _is_decay(window) else window.decision,
+            "reason": window.reason,
+        }
+        for window in replay.windows
+    ]
+    return plain(rows)
+
+
+def replayed(replay: Replay) -> str:
+    """The outcome of a replay in a sentence."""
+    rate, window = f"learning rate {replay.lr:.4g}", replay.deciding
+    if window is None:
+        last = replay.windows[-1] if replay.windows else None
+        if last is None:
+            return (
+                f"{rate}: no verdict, the first look needs {replay.needed} steps and the curve "
+                f"has {replay.curve.steps[-1] - replay.curve.steps[0] + 1}"
+            )
+        return (
+            f"{rate}: no verdict, the curve ends before the look after step {last.last_step} "
+            f"({last.reason}, p = {last.pvalue:.2g})"
+        )
+    if replay.verdict == "rejected":
+        first = next((w for w in replay.windows if w.decision == "accept"), None)
+        before = "" if first is None else f"accepted at step {first.last_step}, then "
+        return (
+            f"{rate}: {before}rejected at step {window.last_step}: {_because(window)}; "
+            f"the next rung is {window.lr * replay.settings.beta:.4g}"
+        )
+    decays = [w for w in replay.windows if _is_decay(w)]
+    then = ""
+    if decays:
+        steps = ", ".join(str(w.last_step) for w in decays[:5])
+        more = ", ..." if len(decays) > 5 else ""
+        then = f"; it would decay at step {steps}{more} (plateau)"
+    return (
+        f"{rate}: accepted at step {window.last_step}: {window.reason}, {_evidence(window)}{then}"
+    )
+
+
+def _because(window: WindowStats) -> str:
+    meaning = next((text for key, text in _MEANINGS.items() if window.reason.endswith(key)), "")
+    if window.reason.endswith("diverged"):
+        return f"{window.reason} ({meaning})"
+    return f"{window.reason}, {_evidence(window)}" + (f" ({meaning})" if meaning else "")
+
+
+def _evidence(window: WindowStats) -> str:
+    if window.reason in ("rising", "steady fall"):
+        return f"slope t = {window.t_statistic:.3g}"
+    return f"p = {window.pvalue:.2g}"
+
+
+def _is_decay(window: WindowStats) -> bool:
+    return window.decision == "decay"
 
 
 def _why(row: Any) -> str:

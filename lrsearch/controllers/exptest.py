@@ -85,6 +85,10 @@ class ExpTestSettings:
         """Fewest steps of a window."""
         return ROBUST_FLOOR if self.mode == "robust" else PAPER_FLOOR
 
+    def search_level(self, looks: int) -> float:
+        """Level of the F-test after so many earlier looks at the same window."""
+        return self.alpha if self.mode == "paper" else self.alpha / 2.0 ** (looks + 1)
+
     @property
     def probe(self) -> int:
         """Steps after which the first loss is asked for: at once only where windows may be tiny."""
@@ -229,11 +233,10 @@ def diverged(
 def _search(
     settings: ExpTestSettings, state: ExpTestState, look: _Look, end: int
 ) -> tuple[ExpTestState, Decision]:
-    if settings.mode == "paper":
-        look.f_test(settings.alpha)
-        return look.accept("decay") if look.passed else look.restart("not exponential")
-    level = settings.alpha / 2.0 ** (state.looks + 1)
+    level = settings.search_level(state.looks)
     look.f_test(level)
+    if settings.mode == "paper":
+        return look.accept("decay") if look.passed else look.restart("not exponential")
     if look.passed:
         return look.accept_if_stable("decay")
     if look.rises(level):

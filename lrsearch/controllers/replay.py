@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from lrsearch.controllers.exptest import (
     open_window,
 )
 from lrsearch.stats.divergence import first_divergence
+from lrsearch.windows import WindowStats
+
+_REJECTED = ("restart", "stop")
 
 
 def search_verdict(
@@ -36,26 +39,61 @@ def search_verdict(
         lr: learning rate that gave them.
     """
     values = np.asarray(losses, dtype=np.float64)
+    for decision in _walk(settings, values, lr):
+        # A rate that passed and diverged later is rejected after all.
+        if decision.kind == "accept" and first_divergence(values) is None:
+            return decision
+        if decision.kind in _REJECTED:
+            return decision
+    return None
+
+
+def replay(
+    settings: ExpTestSettings, losses: Sequence[float] | NDArray[Any], *, lr: float
+) -> list[WindowStats]:
+    """Every look at a window of a recorded curve, up to its first restart or its end.
+
+    The walk ends at a restart: the curve cannot show what a lower rate would have given. A decay
+    is only told, for the losses were recorded at a rate of their own: the walk goes on over the
+    same losses, with windows planned for the lower rate. Losses after the last complete window are
+    not judged.
+
+    Args:
+        settings: of the machine.
+        losses: shape (points,) in the order of the steps [loss].
+        lr: learning rate of the first step.
+    """
+    values = np.asarray(losses, dtype=np.float64)
+    decisions = _walk(settings, values, lr)
+    return [decision.window for decision in decisions if decision.window is not None]
+
+
+def first_look(settings: ExpTestSettings, initial_loss: float, *, lr: float) -> int:
+    """Losses that the first look at a curve needs."""
+    opened = open_window(settings, ExpTestState(), initial_loss=initial_loss, lr=lr, step=0)
+    length = correct_window(settings, opened, correction=1.0).length or 0
+    return max(length, settings.floor)
+
+
+def _walk(settings: ExpTestSettings, values: NDArray[np.float64], lr: float) -> Iterator[Decision]:
+    """The machine's decisions along a curve, point by point, with window correction 1."""
     state = ExpTestState()
     broken = first_divergence(values)
     end = values.size if broken is None else broken
-    while True:
-        step = due_step(settings, state)
-        if step > end:
-            break
+    while (step := due_step(settings, state)) <= end:
+        rate = lr * state.factor
         if state.raw_length is None:
             first = float(values[0])
-            state = open_window(settings, state, initial_loss=first, lr=lr, step=step)
+            state = open_window(settings, state, initial_loss=first, lr=rate, step=step)
         elif state.length is None:
             state = correct_window(settings, state, correction=1.0)
         elif not is_complete(settings, state, step):
             break  # cut by the budget
         else:
-            state, decision = judge(settings, state, values[:step], lr)
-            if decision.kind == "accept" and broken is not None:
-                break  # it passed, and diverged later
-            if decision.kind != "continue":
-                return decision
+            state, decision = judge(settings, state, values[state.start : step], rate)
+            yield decision
+            if decision.kind in _REJECTED:
+                return
     if broken is not None:
-        return diverged(settings, state, values[state.start : broken + 1], lr)[1]
-    return None
+        seen = values[state.start : broken + 1]
+        yield diverged(settings, state, seen, lr * state.factor)[1]

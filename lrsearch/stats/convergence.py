@@ -23,7 +23,7 @@ _FEWEST = 4
 # than the line; random walks do so in about one window of a hundred.
 _FEWEST_EFFECTIVE = 6.0
 # A decay that is over within a step is an outlier at the start, not a curve.
-_LARGEST_ROBUST_RATE = 1.0
+LARGEST_ROBUST_RATE = 1.0
 # The rate was chosen from the same losses: the curvature's p-value is multiplied by the number of
 # distinct shapes among which it was chosen, about four, measured on flat and fading noise.
 _SHAPES_TRIED = 4.0
@@ -72,7 +72,10 @@ def exponential_test(losses: Losses, *, alpha: float = 0.05, mode: Mode = "robus
     * leaves out decays that are over within one step;
     * asks besides that noise that fades cannot be the cause: either the decay's curvature, fitted
       beside a line, is positive by a one-sided t-test with the HC3 variance (MacKinnon & White,
-      1985), or a tenth of F is significant still. The larger of this p-value and F's counts.
+      1985), or a tenth of F is significant still;
+    * asks that the window passes without its first loss too: one loud loss is no decay.
+
+    The largest of these p-values and F's counts.
 
     Args:
         losses: shape (window,) [loss]. Any numbers are survived.
@@ -96,33 +99,69 @@ def exponential_test(losses: Losses, *, alpha: float = 0.05, mode: Mode = "robus
     if series.degenerate:
         return _nothing_to_test(n, "constant" if series.finite else "not finite")
     robust = mode == "robust"
-    _, sse_linear = line_of(series)
-    largest_rate = _LARGEST_ROBUST_RATE if robust else np.inf
-    fit = exponential_of(series, largest_rate=largest_rate)
-    n_effective = float(n)
-    if robust and fit.sse > 0.0:
-        n_effective = effective_sample_size(fit.residual, fewest=_FEWEST_EFFECTIVE)
-    df = n_effective - 3.0
-    statistic, pvalue = f_test_nested(sse_linear, fit.sse, df, floor=series.noise_floor)
+    evidence = _evidence(series, robust=robust)
+    pvalue = evidence.pvalue
     if robust and pvalue < alpha:
-        # Even noise that starts with ten times its average variance inflates F no more than so.
-        beyond_fading = float(special.fdtrc(1.0, df, statistic / _FADING))
-        curvature = _curvature_pvalue(series, fit, n_effective)
-        pvalue = max(pvalue, min(beyond_fading, curvature))
+        pvalue = max(pvalue, _fading_pvalue(series, evidence), _pvalue_without_first(losses))
     unit = series.scale * series.scale
     passed = bool(pvalue < alpha)
     return FTestResult(
-        statistic=statistic,
+        statistic=evidence.statistic,
         pvalue=pvalue,
         passed=passed,
         n=n,
-        n_effective=n_effective,
+        n_effective=evidence.n_effective,
         df_num=1.0,
-        df_denom=df,
-        sse_linear=sse_linear * unit,
-        sse_exponential=fit.sse * unit,
+        df_denom=evidence.n_effective - 3.0,
+        sse_linear=evidence.sse_linear * unit,
+        sse_exponential=evidence.fit.sse * unit,
         reason="decay" if passed else "not exponential",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    """The plain F-test of a window, on the series' own scale."""
+
+    sse_linear: float
+    fit: UnitExponential
+    n_effective: float
+    statistic: float
+    pvalue: float
+
+
+def _evidence(series: Series, *, robust: bool) -> _Evidence:
+    _, sse_linear = line_of(series)
+    fit = exponential_of(series, largest_rate=LARGEST_ROBUST_RATE if robust else np.inf)
+    n_effective = float(series.values.size)
+    if robust and fit.sse > 0.0:
+        n_effective = effective_sample_size(fit.residual, fewest=_FEWEST_EFFECTIVE)
+    statistic, pvalue = f_test_nested(
+        sse_linear, fit.sse, n_effective - 3.0, floor=series.noise_floor
+    )
+    return _Evidence(sse_linear, fit, n_effective, statistic, pvalue)
+
+
+def _fading_pvalue(series: Series, evidence: _Evidence) -> float:
+    """p-value against noise that fades: of the curvature, or of a tenth of F if that is smaller.
+
+    Even noise that starts with ten times its average variance inflates F no more than tenfold.
+    """
+    df = evidence.n_effective - 3.0
+    beyond = float(special.fdtrc(1.0, df, evidence.statistic / _FADING))
+    return min(beyond, _curvature_pvalue(series, evidence.fit, evidence.n_effective))
+
+
+def _pvalue_without_first(losses: Losses) -> float:
+    """p-value of the window less its first loss: one loud loss is no decay.
+
+    A step that kills a network leaves such a window: the first loss, and then a constant.
+    """
+    y = as_losses(losses)[1:]
+    if y.size < _FEWEST:
+        return 1.0
+    rest = standardize(y, minimum=_FEWEST)
+    return 1.0 if rest.degenerate else _evidence(rest, robust=True).pvalue
 
 
 def f_test_nested(

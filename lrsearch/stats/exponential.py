@@ -69,7 +69,9 @@ class UnitExponential:
     residual: FloatArray
 
 
-def fit_exponential(losses: Losses, *, decay_only: bool = True) -> ExponentialFit:
+def fit_exponential(
+    losses: Losses, *, decay_only: bool = True, largest_rate: float = _LARGEST_EXPONENT_PER_STEP
+) -> ExponentialFit:
     """Fit ``A exp(-B t) + C`` to a window of losses: the global least-squares optimum.
 
     For each B the best (A, C) is the regression of the losses on ``e = exp(-B t)``:
@@ -80,6 +82,7 @@ def fit_exponential(losses: Losses, *, decay_only: bool = True) -> ExponentialFi
         losses: shape (window,), at least 3 points [loss].
         decay_only: only A >= 0 and B > 0 (the losses fall and level off). Otherwise A has any sign
             and B may be negative: saturating rises and growth fit too.
+        largest_rate: largest B that is considered [1 / step]; at most 40.
 
     Raises:
         ValueError: for fewer than 3 points, or more than one dimension.
@@ -96,7 +99,7 @@ def fit_exponential(losses: Losses, *, decay_only: bool = True) -> ExponentialFi
     if not series.finite:
         nan = float("nan")
         return ExponentialFit(nan, nan, nan, nan, n)
-    unit = exponential_of(series, decay_only=decay_only)
+    unit = exponential_of(series, decay_only=decay_only, largest_rate=largest_rate)
     return ExponentialFit(
         amplitude=unit.amplitude * series.scale,
         rate=unit.rate,

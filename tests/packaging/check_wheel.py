@@ -36,6 +36,7 @@ print(json.dumps({
     "installed": sorted({str(d.locate_file("")) for d in distributions(name="lrsearch")}),
     "trackers": [e.name for e in entry_points(group="lrsearch.trackers")],
     "uis": [e.name for e in entry_points(group="lrsearch.uis")],
+    "curves": [e.name for e in entry_points(group="lrsearch.curves")],
 }))
 """
 
@@ -134,7 +135,7 @@ def use(programs: Path, work: Path) -> str:
         [Path(place).is_relative_to(environment) for place in facts["installed"]] == [True],
         f"lrsearch is installed in {facts['installed']}",
     )
-    for group in ("trackers", "uis"):
+    for group in ("trackers", "uis", "curves"):
         check("mlflow" in facts[group], f"entry points lrsearch.{group}: {facts[group]}")
     command = programs / "lrsearch"
     check("search" in run(command, "--help", cwd=work), "lrsearch --help names no search")

@@ -229,3 +229,21 @@ def test_the_paper_test_is_known_to_exceed_its_level_on_correlated_noise():
         exponential_test(ar1(200, 0.9, rng), mode="paper").passed for _ in range(REPLICATES)
     )
     assert accepted / REPLICATES > 0.1
+
+
+@pytest.mark.parametrize("first", [3.0, 4.0, 8.0])
+def test_one_loud_first_loss_over_flat_noise_is_no_decay(first):
+    """What a step leaves that kills a network: the first loss, then a constant prediction's."""
+    passed = 0
+    for seed in range(100):
+        losses = 2.3 + 0.02 * np.random.default_rng(seed).standard_normal(120)
+        losses[0] = first
+        passed += exponential_test(losses).passed
+    assert passed <= 5  # alpha
+
+
+def test_a_fast_decay_over_five_steps_passes_without_its_first_loss():
+    steps = np.arange(120)
+    losses = 2.3 + 3.0 * np.exp(-steps / 2.0)
+    losses += 0.02 * np.random.default_rng(0).standard_normal(120)
+    assert exponential_test(losses).passed

@@ -188,3 +188,11 @@ def test_a_falling_line_is_the_limit_of_slow_decays():
 def test_too_few_points_are_an_error(short):
     with pytest.raises(InvalidArgumentError, match="at least 3 points"):
         fit_exponential(short)
+
+
+def test_the_largest_rate_is_kept():
+    losses = np.r_[9.0, np.full(40, 2.0)] + 0.01 * np.cos(np.arange(41.0) ** 2)
+    free, kept = fit_exponential(losses), fit_exponential(losses, largest_rate=1.0)
+    assert free.rate > 2.0
+    assert kept.rate == pytest.approx(1.0)
+    assert kept.sse > free.sse
