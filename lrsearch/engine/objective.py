@@ -67,7 +67,7 @@ class Objective:
         """
         rate = trial.suggest_float(LR, self.plan.low, self.plan.high, log=True)
         run = self.run.child(
-            f"{self.method}-{trial.number}",
+            f"{self.name_of(trial)}, seed {self.seed}",
             tags={"lrsearch.kind": self.kind, "lrsearch.method": self.method},
         )
         run.log_params({"lr": rate, "number": trial.number, "seed": self.seed})

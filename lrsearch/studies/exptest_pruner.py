@@ -32,7 +32,9 @@ class ExpTestPruner(BasePruner):
 
     A loss that is not finite, or explodes, prunes at once. Fewer points than the window never
     prune. The study's direction plays no part: a loss is to fall. The pruner is a pure function of
-    the trial; the looks spend ``alpha`` as 1/2 + 1/4 + 1/8.
+    the trial; the looks spend ``alpha`` as 1/2 + 1/4 + 1/8. Being pure it writes nothing: with
+    ``ExpTestSampler`` the reason and p-value of a pruned trial become its attributes, and with any
+    sampler ``verdict(trial)`` tells them.
 
     Args:
         alpha: level of the test, in (0, 1).

@@ -131,7 +131,7 @@ class ExpTest:
 
     @property
     def phase(self) -> str:
-        """ "searching" until a rate passed, then "training"."""
+        """Either "searching", until a rate has passed, or "training"."""
         return self._state.phase
 
     @property
@@ -274,7 +274,6 @@ class ExpTest:
                 self._curve.extend(self._recorder.values(), self._state.start, self.lr)
             self._state = replace(self._state, stopped=True)
             self._sums = None
-        if decision.kind == "stop":
             self._steady = Decision("stop", self.lr, None, decision.reason)
         else:
             self._steady = Decision("continue", self.lr)

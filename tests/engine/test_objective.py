@@ -61,7 +61,7 @@ def test_a_baseline_trial_records_its_whole_loss_curve_and_its_outcome(
     run: KeptRun, make_line: MakeLine
 ) -> None:
     result = search(make_line().task, method="grid", tracker="fake")
-    assert [child.name for child in run.children] == [f"grid-{n}" for n in range(9)]
+    assert [child.name for child in run.children] == [f"grid trial {n}, seed 0" for n in range(9)]
     for child, (_, row) in zip(run.children, result.trials.iterrows(), strict=True):
         assert child.tags["lrsearch.kind"] == "baseline"
         assert child.tags["lrsearch.method"] == "grid"
