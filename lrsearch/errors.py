@@ -81,6 +81,34 @@ def require_whole(name: str, value: int) -> int:
     return int(value)
 
 
+def require_at_least(name: str, value: float, least: int) -> int:
+    """Return ``value`` as an int if it is whole (2.0 counts) and at least ``least``.
+
+    Raises:
+        InvalidArgumentError: if it is not.
+        InvalidTypeError: if it is not a number.
+    """
+    number = require_number(name, value)
+    if not (number.is_integer() and number >= least):
+        raise InvalidArgumentError(
+            f"{name} must be a whole number of at least {least}, got {value!r}"
+        )
+    return int(number)
+
+
+def require_not_negative(name: str, value: float) -> float:
+    """Return ``value`` as a float if it is finite and at least 0.
+
+    Raises:
+        InvalidArgumentError: if it is not.
+        InvalidTypeError: if it is not a number.
+    """
+    number = require_number(name, value)
+    if not 0.0 <= number < float("inf"):
+        raise InvalidArgumentError(f"{name} must be a finite number of at least 0, got {value!r}")
+    return number
+
+
 def require_number(name: str, value: float) -> float:
     """Return ``value`` as a float.
 

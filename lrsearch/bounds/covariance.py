@@ -16,9 +16,14 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from lrsearch.bounds.blocks import Blocks, Matrix
-from lrsearch.bounds.checks import LOSSES, require_whole
 from lrsearch.bounds.krylov import largest_eigenvalue
-from lrsearch.errors import InvalidArgumentError, require_choice, require_positive
+from lrsearch.bounds.losses import LOSSES
+from lrsearch.errors import (
+    InvalidArgumentError,
+    require_at_least,
+    require_choice,
+    require_positive,
+)
 
 Vector: TypeAlias = NDArray[np.float64]
 
@@ -344,7 +349,7 @@ def bound_from_eigenvalue(
         0.05
     """
     _check_loss(loss, outputs, loss_scale)
-    s = require_whole("samples", samples, 2)
+    s = require_at_least("samples", samples, 2)
     if not 0 < eigenvalue < float("inf"):
         raise InvalidArgumentError(
             f"inputs must vary: the largest eigenvalue must be positive, got {eigenvalue!r} "
@@ -360,7 +365,7 @@ def bound_from_eigenvalue(
 
 def _check_loss(loss: str, outputs: int, loss_scale: float) -> None:
     require_choice("loss", loss, LOSSES)
-    require_whole("outputs", outputs, 1)
+    require_at_least("outputs", outputs, 1)
     require_positive("loss_scale", loss_scale)
 
 

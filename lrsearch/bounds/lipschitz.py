@@ -11,8 +11,14 @@ from typing import Any
 import numpy as np
 
 from lrsearch.bounds.blocks import Matrix, as_rows
-from lrsearch.bounds.checks import LOSSES, require_not_negative, require_whole
-from lrsearch.errors import InvalidArgumentError, require_choice, require_positive
+from lrsearch.bounds.losses import LOSSES
+from lrsearch.errors import (
+    InvalidArgumentError,
+    require_at_least,
+    require_choice,
+    require_not_negative,
+    require_positive,
+)
 
 
 def lipschitz_constant(
@@ -74,12 +80,12 @@ def lipschitz_constant(
         2.25
     """
     require_choice("loss", loss, LOSSES)
-    m = require_whole("batch_size", batch_size, 1)
+    m = require_at_least("batch_size", batch_size, 1)
     per_row = require_positive("k_z", k_z) / m
     decay = require_not_negative("weight_decay", weight_decay)
     norm = require_not_negative("weight_norm", weight_norm)
     if loss == "cross_entropy":
-        k = require_whole("classes", _given("classes", classes, loss), 2)
+        k = require_at_least("classes", _given("classes", classes, loss), 2)
         slope = 1.0 if supremum else (k - 1) / k
     elif loss == "binary_cross_entropy":
         slope = 1.0 if supremum else 0.5

@@ -85,6 +85,7 @@ def search(options: Namespace) -> int:
             method=options.method,
             seed=options.seed,
             trials=options.trials,
+            workers=options.workers,
             storage=options.storage,
             study_name=options.study_name,
             resume=options.resume,

@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(search)
     search.add_argument("--seed", type=int, default=0)
     search.add_argument("--trials", type=int, help="most trials (default: the method's own)")
+    search.add_argument(
+        "--workers", type=_workers, default=1, metavar="N", help="1 in this version"
+    )
     search.add_argument("--storage", metavar="URL", help="Optuna storage (default: in memory)")
     search.add_argument("--study-name", metavar="NAME")
     search.add_argument("--resume", action="store_true", help="go on with the study of that name")
@@ -112,6 +115,11 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=MODES, default="robust")
     parser.add_argument("--alpha", type=float, default=0.05, help="level of the tests")
     parser.add_argument("--beta", type=float, default=0.33, help="factor of a restart or decay")
+
+
+def _workers(text: str) -> int | str:
+    """A number of workers, or the name of a kind; the engine says what it takes."""
+    return int(text) if text.isdigit() else text
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:

@@ -53,7 +53,7 @@ def search(
     optimizer: str | None = None,
     seed: int = 0,
     trials: int | None = None,
-    workers: int = 1,
+    workers: int | str = 1,
     storage: str | None = None,
     study_name: str | None = None,
     resume: bool = False,
@@ -75,7 +75,7 @@ def search(
         epochs, batch_size, optimizer: override the task's own.
         seed: of the split, the weights, the batches and the sampler.
         trials: most trials; default: the method's own.
-        workers: 1; further workers join through ``storage``.
+        workers: 1; further processes join by the same search with ``storage`` and ``resume``.
         storage: an Optuna storage URL; in memory by default.
         study_name: of the Optuna study.
         resume: go on with the study of that name.
@@ -94,7 +94,10 @@ def search(
     """
     require_choice("method", method, METHODS)
     if workers != 1:
-        raise InvalidArgumentError(f"workers must be 1 in this version, got {workers!r}")
+        raise InvalidArgumentError(
+            f"workers must be 1 in this version, got {workers!r}: start the same search with "
+            "storage, study_name and resume in further processes"
+        )
     if not 0 <= require_whole("seed", seed) <= LARGEST_SEED:
         raise InvalidArgumentError(f"seed must lie in 0 ... {LARGEST_SEED}, got {seed!r}")
     for name, count in (("trials", trials), ("epochs", epochs), ("batch_size", batch_size)):

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrsearch.bounds.checks import LOSSES, require_not_negative
-from lrsearch.bounds.checks import require_whole as require_at_least
+from lrsearch.bounds.losses import LOSSES
 from lrsearch.controllers.lipschitz import LipschitzRule, LipschitzState, bound_gradient, renew
 from lrsearch.errors import (
     InvalidArgumentError,
     InvalidTypeError,
+    require_at_least,
     require_choice,
+    require_not_negative,
     require_positive,
 )
 from lrsearch.tracking import RunTracker

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lrsearch.bounds.losses import LOSSES
 from lrsearch.errors import InvalidArgumentError, InvalidTypeError, require_choice
 
 Metric = Literal["accuracy", "mse"]
-LOSSES = ("cross_entropy", "binary_cross_entropy", "mse")
 METRICS = ("accuracy", "mse")
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop")
 

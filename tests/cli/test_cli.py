@@ -321,6 +321,7 @@ def test_every_option_of_search_reaches_the_engine(
         "optimizer": "adam",
         "seed": 7,
         "trials": 4,
+        "workers": 1,
         "storage": "sqlite:///x.db",
         "study_name": "mine",
         "resume": True,
@@ -341,6 +342,12 @@ def test_defaults_of_the_command_line_are_those_of_the_engine() -> None:
     }
     assert len(defaults) >= 12
     assert {name: options[name] for name in defaults} == defaults
+
+
+def test_more_workers_are_refused_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    for count in ("2", "cuda"):
+        assert main(["search", "wine-mlp", "--workers", count, "--no-tracking"]) == 2
+        assert "workers must be 1 in this version" in capsys.readouterr().err
 
 
 # --- as a process ----------------------------------------------------------------------------
