@@ -41,9 +41,10 @@ PAPER_FLOOR = 4
 CEILING_SHARE = 0.1
 CEILING_STEPS = 2000
 # A flat start is looked at three times, at 1, 2 and 4 window lengths, or as far as a quarter of the
-# budget; the looks spend alpha as 1/2 + 1/4 + 1/8 + ...
+# budget; the looks spend alpha as 1/2 + 1/4 + 1/8, and a steady fall at the last look another half.
 LOOKS = 3
 PATIENCE_SHARE = 0.25
+STEADY_SHARE = 0.5
 # An undecided plateau is watched for at most half the budget, or 32 window lengths.
 WATCH_SHARE = 0.5
 WATCH_LENGTHS = 32
@@ -249,7 +250,7 @@ def _search(
             longer, "falling, not bent yet" if look.falls(level) else "no decay shown yet"
         )
     # The last look: a steady fall is convergence without a bend, and a lower rate only slows it.
-    if look.falls(settings.alpha):
+    if look.falls_steadily(STEADY_SHARE * settings.alpha):
         return look.accept_if_stable("steady fall")
     return look.restart("flat")
 
@@ -351,6 +352,12 @@ class _Look:
 
     def falls(self, level: float) -> bool:
         return self._fall_pvalue < level
+
+    def falls_steadily(self, level: float) -> bool:
+        """Whether the losses fall without the window's first tenth too: one loud loss does not."""
+        later = self.losses[max(1, self.losses.size // 10) :]
+        rest = plateau_test(later, alpha=level, mode=self._settings.mode)
+        return self.falls(level) and rest.verdict == "descending"
 
     def rises(self, level: float) -> bool:
         return self._rise_pvalue < level

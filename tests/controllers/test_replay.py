@@ -167,3 +167,29 @@ def test_recorded_housing_runs_are_rejected_on_the_first_rung(recorded, mode, lr
     assert all(w.decision == "continue" for w in windows[:-1])
     wanted = "not exponential" if mode == "paper" else "unstable"
     assert (windows[-1].decision, windows[-1].reason) == ("restart", wanted)
+
+
+def accepted_share(curve, runs=300, lr=0.08):
+    verdicts = [search_verdict(ExpTestSettings(), curve(seed), lr=lr) for seed in range(runs)]
+    return sum(each is not None and each.kind == "accept" for each in verdicts) / runs
+
+
+@pytest.mark.parametrize("first", [None, 2.5, 4.0])
+def test_a_whole_search_accepts_flat_noise_at_most_alpha_of_the_time(first):
+    """All looks and the steady fall together; with one loud first loss, as of a killed network."""
+
+    def flat(seed):
+        losses = 2.3 + 0.02 * np.random.default_rng(seed).standard_normal(400)
+        if first is not None:
+            losses[0] = first
+        return losses
+
+    assert accepted_share(flat) <= 0.05
+
+
+def test_a_steady_fall_is_accepted_at_the_last_look():
+    def fall(seed):
+        steps = np.arange(400)
+        return 2.3 - 0.002 * steps + 0.02 * np.random.default_rng(seed).standard_normal(400)
+
+    assert accepted_share(fall, runs=50) >= 0.95
