@@ -354,9 +354,9 @@ class _Look:
         return self._fall_pvalue < level
 
     def falls_steadily(self, level: float) -> bool:
-        """Whether the losses fall without the window's first tenth too: one loud loss does not."""
-        later = self.losses[max(1, self.losses.size // 10) :]
-        rest = plateau_test(later, alpha=level, mode=self._settings.mode)
+        """Whether the losses fall without the window's first one too: a loud loss is no fall."""
+        rest_of = self.losses[1:]
+        rest = plateau_test(rest_of, alpha=level, mode=self._settings.mode)
         return self.falls(level) and rest.verdict == "descending"
 
     def rises(self, level: float) -> bool:
