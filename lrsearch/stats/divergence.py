@@ -15,6 +15,10 @@ from lrsearch.stats.series import Losses, Series, as_losses, standardize
 EARLY = 10
 FACTOR = 10.0
 RUN = 5
+# One loss alone is enough where it dwarfs the curve's start beyond any noise. An explosion within
+# the first ten losses hides from their median, so that of the first three counts.
+START = 3
+BEYOND_NOISE = 1e8
 # A spike stands above this many times the start of the curve, and above its noise.
 SPIKE_FACTOR = 3.0
 SPIKE_NOISE = 4.0
@@ -31,16 +35,31 @@ def explosion_threshold(early: Losses) -> float:
     Returns:
         The threshold [loss]; infinity while fewer than 10 are known, or if they are all zero.
     """
-    first = [abs(x) for x in as_losses(early)[:EARLY].tolist() if isfinite(x)]
-    if len(first) < EARLY:
-        return inf
-    return FACTOR * median(first) or inf
+    return _multiple(early, EARLY, FACTOR)
+
+
+def beyond_noise(start: Losses) -> float:
+    """Loss that no noise explains: 1e8 times the median size of the first 3 finite losses.
+
+    Args:
+        start: shape (any,), the first losses; only the first 3 count.
+
+    Returns:
+        The threshold [loss]; infinity while fewer than 3 are known, or if they are all zero.
+    """
+    return _multiple(start, START, BEYOND_NOISE)
+
+
+def _multiple(losses: Losses, count: int, factor: float) -> float:
+    first = [abs(x) for x in as_losses(losses)[:count].tolist() if isfinite(x)]
+    return inf if len(first) < count else factor * median(first) or inf
 
 
 def first_divergence(losses: Losses, *, threshold: float | None = None) -> int | None:
     """Index of the loss at which the curve has diverged, or None.
 
-    Diverged: a loss that is not finite, or the fifth in a row above the threshold.
+    Diverged: a loss that is not finite, the fifth in a row above the threshold, or a single one
+    ``beyond_noise``.
 
     Args:
         losses: shape (points,) in the order of the steps [loss].
@@ -52,9 +71,11 @@ def first_divergence(losses: Losses, *, threshold: float | None = None) -> int |
     limit = explosion_threshold(y[:end]) if threshold is None else threshold
     above = np.concatenate([[0], np.cumsum(y[:end] > limit)])
     runs = np.flatnonzero(above[RUN:] - above[:-RUN] == RUN)
-    if runs.size:
-        return int(runs[0]) + RUN - 1
-    return end if bad.size else None
+    alone = np.flatnonzero(y[START:end] > beyond_noise(y[:end]))
+    ends = [int(runs[0]) + RUN - 1] if runs.size else []
+    ends += [int(alone[0]) + START] if alone.size else []
+    ends += [end] if bad.size else []
+    return min(ends, default=None)
 
 
 def has_spike(losses: Losses, *, factor: float = SPIKE_FACTOR) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lrsearch.errors import InvalidArgumentError, InvalidTypeError
-from lrsearch.stats.divergence import EARLY, RUN, explosion_threshold
+from lrsearch.stats.divergence import EARLY, RUN, START, beyond_noise, explosion_threshold
 from lrsearch.stats.series import FloatArray
 
 _LARGEST = float(np.finfo(np.float64).max)
@@ -63,7 +63,8 @@ class DivergenceWatch:
 
     def __init__(self) -> None:
         self._early: list[float] = []
-        self._limit = _LARGEST  # not infinity: an infinite loss must lie above it
+        # Not infinity: an infinite loss must lie above them.
+        self._limit = self._beyond = _LARGEST
         self._above = 0
 
     @classmethod
@@ -76,17 +77,20 @@ class DivergenceWatch:
 
     def sees(self, loss: float) -> bool:
         """Whether the curve has diverged with this loss."""
+        alone = loss > self._beyond
         if len(self._early) < EARLY:
             self._early.append(loss)
+            if len(self._early) == START:
+                self._beyond = min(beyond_noise(self._early), _LARGEST)
             if len(self._early) == EARLY:
                 self._limit = min(explosion_threshold(self._early), _LARGEST)
                 before = reversed(self._early[:-1])
                 self._above = sum(1 for _ in takewhile(lambda x: x > self._limit, before))
-        if -_LARGEST <= loss <= self._limit:
+        if not alone and -_LARGEST <= loss <= self._limit:
             self._above = 0
             return False
         self._above += 1
-        return not isfinite(loss) or self._above >= RUN
+        return alone or not isfinite(loss) or self._above >= RUN
 
 
 class HostLosses:

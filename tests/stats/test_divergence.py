@@ -7,9 +7,18 @@ from hypothesis import strategies as st
 
 from lrsearch.stats import explosion_threshold, first_divergence
 from lrsearch.stats.convergence import exponential_test
-from lrsearch.stats.divergence import has_spike, is_unstable
+from lrsearch.stats.divergence import beyond_noise, has_spike, is_unstable
 
 NAN, INF = float("nan"), float("inf")
+
+
+def test_a_single_loss_beyond_noise_is_enough_even_among_the_first_ten():
+    assert first_divergence([5.6, 70.0, 192.6, 7840.0, 8.2e7, 9.9e16, 5.6, 2.7]) == 5
+    assert first_divergence([1.0] * 20 + [1.1e8] + [1.0] * 20) == 20
+    assert first_divergence([1.0] * 20 + [0.9e8] + [1.0] * 20) is None
+    assert first_divergence([0.0] * 20 + [1.0] + [0.0] * 20) is None
+    assert beyond_noise([1.0, 3.0, 2.0, 9.0]) == 2e8
+    assert beyond_noise([1.0, 2.0]) == INF
 
 
 def test_the_threshold_is_ten_times_the_typical_early_loss():
