@@ -20,6 +20,10 @@ Matrix: TypeAlias = NDArray[np.float64]
 BLOCK_ELEMENTS = 2**21
 """Numbers held as float64 at one time while walking: 16 MB."""
 
+CACHED_ELEMENTS = 2**17
+"""The same for walks that do little with each number: 1 MB stays in a core's cache, where it is
+read several times (2 to 3 x faster than 16 MB)."""
+
 _ALLOWED = "a numpy array, a torch tensor, a map-style Dataset, or an iterable of batches"
 
 
@@ -46,8 +50,12 @@ class Blocks:
 
     def __iter__(self) -> Iterator[Matrix]:
         """Blocks of shape (rows, features), about ``BLOCK_ELEMENTS`` numbers each."""
+        return self.walk(BLOCK_ELEMENTS)
+
+    def walk(self, elements: int) -> Iterator[Matrix]:
+        """Blocks of shape (rows, features), about ``elements`` numbers each."""
         samples = 0
-        for block in _regrouped(self._checked_parts()):
+        for block in _regrouped(self._checked_parts(elements), elements):
             samples += len(block)
             yield block
         if samples == 0:
@@ -59,8 +67,8 @@ class Blocks:
             )
         self._samples = samples
 
-    def _checked_parts(self) -> Iterator[Matrix]:
-        for part in self._parts():
+    def _checked_parts(self, elements: int) -> Iterator[Matrix]:
+        for part in self._parts(elements):
             if not self.features:
                 self.features = part.shape[1]
             if part.shape[1] != self.features:
@@ -71,19 +79,19 @@ class Blocks:
             yield part
 
 
-def _parts_of(inputs: object) -> Callable[[], Iterator[Matrix]]:
-    """How to walk the inputs, part by part, from the start."""
+def _parts_of(inputs: object) -> Callable[[int], Iterator[Matrix]]:
+    """How to walk the inputs from the start, in parts of no more than so many numbers."""
     if _is_array(inputs):
-        return lambda: _array_parts(inputs)
+        return lambda elements: _array_parts(inputs, elements)
     if isinstance(inputs, (str, bytes, Mapping)):
         raise InvalidTypeError(f"inputs must be {_ALLOWED}, got {type(inputs).__name__}")
     if _is_dataset(inputs):
-        return lambda: _dataset_parts(inputs)
+        return lambda elements: _dataset_parts(inputs, elements)
     if isinstance(inputs, Iterator):
         kept = [_input_of(batch) for batch in inputs]
-        return lambda: _batch_parts(kept)
+        return lambda elements: _batch_parts(kept, elements)
     if isinstance(inputs, Iterable):
-        return lambda: _batch_parts(inputs)
+        return lambda elements: _batch_parts(inputs, elements)
     raise InvalidTypeError(f"inputs must be {_ALLOWED}, got {type(inputs).__name__}")
 
 
@@ -97,23 +105,23 @@ def _is_dataset(value: object) -> bool:
     return indexed and not isinstance(value, Sequence)
 
 
-def _array_parts(array: Any) -> Iterator[Matrix]:
+def _array_parts(array: Any, elements: int) -> Iterator[Matrix]:
     shape = tuple(array.shape)
     if len(shape) < 2:
         raise InvalidArgumentError(f"inputs must have shape (samples, features), got {shape}")
-    rows = _rows_per_block(int(np.prod(shape[1:])))
+    rows = _rows_per_block(int(np.prod(shape[1:])), elements)
     # A pandas frame takes rows by position through its array only.
     sliceable = array if isinstance(array, np.ndarray) or _is_tensor(array) else np.asarray(array)
     for start in range(0, shape[0], rows):
         yield as_rows(sliceable[start : start + rows])
 
 
-def _dataset_parts(dataset: Any) -> Iterator[Matrix]:
+def _dataset_parts(dataset: Any, elements: int) -> Iterator[Matrix]:
     rows = 0
     held: list[Matrix] = []
     for index in range(len(dataset)):
         sample = _as_float64(_input_of(dataset[index])).reshape(-1)
-        rows = rows or _rows_per_block(sample.size)
+        rows = rows or _rows_per_block(sample.size, elements)
         if held and sample.size != held[0].size:
             raise InvalidArgumentError(
                 f"inputs must have the same number of features throughout, got "
@@ -127,7 +135,7 @@ def _dataset_parts(dataset: Any) -> Iterator[Matrix]:
         yield np.stack(held)
 
 
-def _batch_parts(batches: Iterable[Any]) -> Iterator[Matrix]:
+def _batch_parts(batches: Iterable[Any], elements: int) -> Iterator[Matrix]:
     for item in batches:
         batch = _input_of(item)
         if not _is_array(batch):
@@ -140,7 +148,7 @@ def _batch_parts(batches: Iterable[Any]) -> Iterator[Matrix]:
                 f"inputs must give batches of shape (rows, features), got {tuple(batch.shape)}; "
                 f"wrap single samples in a DataLoader"
             )
-        yield from _array_parts(batch)
+        yield from _array_parts(batch, elements)
 
 
 def _input_of(item: Any) -> Any:
@@ -182,20 +190,20 @@ def _is_tensor(value: object) -> bool:
     return hasattr(value, "detach") and hasattr(value, "is_complex")
 
 
-def _rows_per_block(features: int) -> int:
+def _rows_per_block(features: int, elements: int) -> int:
     if features == 0:
         raise InvalidArgumentError("inputs must have at least one feature, got none")
-    return max(1, BLOCK_ELEMENTS // features)
+    return max(1, elements // features)
 
 
-def _regrouped(parts: Iterator[Matrix]) -> Iterator[Matrix]:
+def _regrouped(parts: Iterator[Matrix], most: int) -> Iterator[Matrix]:
     """Join small parts until a block is full: matrix products like tall blocks."""
     held: list[Matrix] = []
     elements = 0
     for part in parts:
         if part.size == 0:
             continue
-        if held and elements + part.size > BLOCK_ELEMENTS:
+        if held and elements + part.size > most:
             yield _joined(held)
             held, elements = [], 0
         held.append(part)

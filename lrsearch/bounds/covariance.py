@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
-from lrsearch.bounds.blocks import Blocks, Matrix
+from lrsearch.bounds.blocks import CACHED_ELEMENTS, Blocks, Matrix
 from lrsearch.bounds.krylov import largest_eigenvalue
 from lrsearch.bounds.losses import LOSSES
 from lrsearch.errors import (
@@ -210,7 +210,7 @@ def _matrix_free(
     def multiply(vectors: Matrix) -> Matrix:
         weights = scale[:, None] * vectors[:n]
         image = np.zeros_like(vectors)
-        for block in blocks:
+        for block in blocks.walk(CACHED_ELEMENTS):
             rows = block - centre
             scores = rows @ weights
             if bias:
