@@ -13,15 +13,19 @@ from lrsearch.bounds.lipschitz import (
     lipschitz_constant,
     regression_weight_bound,
 )
+from lrsearch.bounds.stability import averaged_limit, heavy_ball_limit, nesterov_limit
 
 __all__ = [
     "LargestEigenvalue",
+    "averaged_limit",
     "bound_from_eigenvalue",
     "covariance_spectrum",
+    "heavy_ball_limit",
     "largest_covariance_eigenvalue",
     "linear_regression_lipschitz",
     "lipschitz_constant",
     "max_learning_rate",
     "mean_absolute_sum",
+    "nesterov_limit",
     "regression_weight_bound",
 ]
