@@ -18,9 +18,13 @@ if TYPE_CHECKING:
         ExpTest,
         LipschitzEstimate,
         LipschitzLR,
+        Sharpness,
+        SharpnessBound,
         Split,
         TaskData,
         TrainingTask,
+        sharpness,
+        sharpness_bound,
     )
 
 _HOMES = {
@@ -28,9 +32,13 @@ _HOMES = {
     "Decision": "lrsearch.training",
     "LipschitzEstimate": "lrsearch.training",
     "LipschitzLR": "lrsearch.training",
+    "Sharpness": "lrsearch.training",
+    "SharpnessBound": "lrsearch.training",
     "Split": "lrsearch.training",
     "TaskData": "lrsearch.training",
     "TrainingTask": "lrsearch.training",
+    "sharpness": "lrsearch.training",
+    "sharpness_bound": "lrsearch.training",
     "ExpTestPruner": "lrsearch.studies",
     "ExpTestSampler": "lrsearch.studies",
     "LipschitzSampler": "lrsearch.studies",
@@ -48,12 +56,16 @@ __all__ = [
     "LipschitzLR",
     "LipschitzSampler",
     "SearchResult",
+    "Sharpness",
+    "SharpnessBound",
     "Split",
     "TaskData",
     "TrainingTask",
     "__version__",
     "compare",
     "search",
+    "sharpness",
+    "sharpness_bound",
 ]
 
 

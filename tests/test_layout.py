@@ -98,6 +98,24 @@ CONTRACT: dict[str, dict[str, Any]] = {
         "weight_decay": None,
         "exact": False,
     },
+    "lrsearch:sharpness": {
+        "model": NEEDED,
+        "loss_function": NEEDED,
+        "batches": NEEDED,
+        "preconditioner": None,
+        "tolerance": 1e-3,
+        "max_products": 200,
+        "seed": 0,
+    },
+    "lrsearch:sharpness_bound": {
+        "optimizer": NEEDED,
+        "model": NEEDED,
+        "loss_function": NEEDED,
+        "batches": NEEDED,
+        "tolerance": 1e-3,
+        "max_products": 200,
+        "seed": 0,
+    },
     "lrsearch:search": {
         "task": NEEDED,
         "method": "exptest",
@@ -137,6 +155,8 @@ POSITIONAL = {
     "lrsearch:ExpTestSampler": ["lr_max"],
     "lrsearch:ExpTestPruner": [],
     "lrsearch:LipschitzLR": ["optimizer", "model"],
+    "lrsearch:sharpness": ["model", "loss_function", "batches"],
+    "lrsearch:sharpness_bound": ["optimizer", "model", "loss_function", "batches"],
     "lrsearch.stats:window_length": ["initial_loss", "lr"],
     "lrsearch.stats:window_correction": ["sum_of_norms", "norm_of_sum"],
 }

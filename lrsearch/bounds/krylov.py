@@ -47,8 +47,7 @@ class VectorSpace:
         empty: (rows, columns) -> an uninitialised long matrix.
         lift: a host matrix -> the same numbers where the long matrices live.
         fetch: a small matrix from there -> float64 on the host.
-        rounding: relative error of one multiplication; no residual below it, times the largest
-            eigenvalue in magnitude, can be told from 0.
+        rounding: relative error of its arithmetic.
     """
 
     empty: Callable[[int, int], Any]
@@ -61,7 +60,7 @@ HOST = VectorSpace(
     empty=lambda rows, columns: np.empty((rows, columns), order="F"),
     lift=lambda matrix: matrix,
     fetch=lambda matrix: np.asarray(matrix),
-    rounding=8 * float(np.finfo(np.float64).eps),
+    rounding=float(np.finfo(np.float64).eps),
 )
 """Plain float64 arrays."""
 
@@ -75,6 +74,7 @@ def largest_eigenvalue(
     max_basis: int = MAX_BASIS,
     max_passes: int = MAX_PASSES,
     seed: int = 0,
+    noise: float = 0.0,
     space: VectorSpace = HOST,
 ) -> RitzPair:
     """What is the largest (most positive) eigenvalue of a symmetric matrix A, definite or not?
@@ -95,12 +95,14 @@ def largest_eigenvalue(
         max_basis: most basis vectors held, at least 2 k. Memory: 2 max_basis vectors and a few.
         max_passes: most multiplications, at least 1.
         seed: of the random start.
+        noise: relative error of one multiplication, where it is above the space's rounding. No
+            residual below it, times the largest eigenvalue in magnitude, can be told from 0.
         space: where the vectors live.
 
     Returns:
         The value, its residual and the passes. After ``max_passes`` the residual may still be
         above the tolerance: that is for the caller to judge. An eigenvalue that is tiny beside the
-        largest in magnitude is known to ``space.rounding`` times the latter, not better.
+        largest in magnitude is known to rounding of the latter, not better.
 
     Raises:
         ValueError: if a count or the tolerance is out of range, or A V is not finite.
@@ -118,6 +120,7 @@ def largest_eigenvalue(
     basis, image = space.empty(size, room), space.empty(size, room)
     projected = np.zeros((room, room))
     fresh = _orthonormal(space.lift(start), basis[:, :0], space)
+    floor = max(noise, 8 * space.rounding)
     held, scale = 0, 0.0
     for passes in range(1, require_at_least("max_passes", max_passes, 1) + 1):
         new = slice(held, held + fresh.shape[1])
@@ -141,7 +144,7 @@ def largest_eigenvalue(
         residuals = residuals - basis[:, :held] @ space.lift(best * values[::-1][:width])
         residual = unit * float(np.sqrt(_gram(residuals[:, :1], space)[0, 0]))
         pair = RitzPair(float(values[-1]), residual, passes)
-        known = residual <= max(tolerance * abs(pair.value), space.rounding * scale)
+        known = residual <= max(tolerance * abs(pair.value), floor * scale)
         if known or held >= size:
             break
         if held + width > room and room < size:
@@ -169,7 +172,7 @@ def _orthonormal(columns: Any, basis: Any, space: VectorSpace) -> Any:
         fresh = fresh - basis @ (basis.T @ fresh)
         # From k x k numbers alone, so that the long vectors stay where they are.
         squares, rotation = np.linalg.eigh(_gram(fresh, space))
-        clear = squares > 64 * space.rounding
+        clear = squares > 512 * space.rounding
         fresh = fresh @ space.lift(rotation[:, clear] / np.sqrt(squares[clear]))
     return fresh
 

@@ -88,6 +88,21 @@ def test_no_more_than_the_block_is_multiplied_at_once():
     assert pair.passes == len(widths) == 30
 
 
+@pytest.mark.parametrize("block_size", [1, 4])
+def test_the_basis_stays_orthonormal_however_small_the_residuals_get(block_size):
+    eigenvalues = np.concatenate([10.0 ** -np.arange(0, 12, 0.5), np.zeros(300)])
+    seen = []
+
+    def multiply(V):
+        seen.append(V.copy())
+        return eigenvalues[:, None] * V
+
+    largest_eigenvalue(multiply, len(eigenvalues), block_size=block_size, tolerance=1e-15)
+    basis = np.hstack(seen)
+    assert basis.shape[1] > 4 * block_size
+    assert abs(basis.T @ basis - np.eye(basis.shape[1])).max() < 1e-12
+
+
 def test_equal_seeds_give_equal_values():
     operator = diagonal(np.linspace(0, 1, 500))
     one, two, other = (
