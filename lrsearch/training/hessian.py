@@ -100,6 +100,8 @@ class LossHessian:
             torch.float32, max((p.dtype for p in parameters), key=lambda kind: kind.itemsize)
         )
         self.samples = 0
+        self._walked = 0  # batches in a pass
+        self._held: list[tuple[tuple[Tensor | None, ...], int]] | None = None
         with _undisturbed(model):
             self.gradients = self._mean_gradients()
 
@@ -135,17 +137,22 @@ class LossHessian:
         # What the parameters' own precision leaves of a product.
         coarsest = max(torch.finfo(p.dtype).eps for p in self._parameters)
         with _undisturbed(self._model):
-            return largest_eigenvalue(
-                multiply,
-                size,
-                tolerance=tolerance,
-                block_size=1,
-                max_basis=max(_LEAST_BASIS, min(MAX_BASIS, BASIS_NUMBERS // (2 * size))),
-                max_passes=max_products,
-                seed=seed,
-                noise=4 * coarsest,
-                space=_space(self.device, self.dtype),
-            )
+            # One graph is in memory anyway; where there is but one, every product may use it.
+            self._held = list(self._slopes()) if self._walked == 1 else None
+            try:
+                return largest_eigenvalue(
+                    multiply,
+                    size,
+                    tolerance=tolerance,
+                    block_size=1,
+                    max_basis=max(_LEAST_BASIS, min(MAX_BASIS, BASIS_NUMBERS // (2 * size))),
+                    max_passes=max_products,
+                    seed=seed,
+                    noise=4 * coarsest,
+                    space=_space(self.device, self.dtype),
+                )
+            finally:
+                self._held = None
 
     def flat(self, pieces: Sequence[Tensor | None]) -> Tensor:
         """Tensors shaped as the parameters as one vector; zeros for None."""
@@ -171,11 +178,8 @@ class LossHessian:
             piece.reshape(p.shape).to(p) for piece, p in zip(pieces, self._parameters, strict=True)
         ]
         total, rows = torch.zeros_like(vector), 0
-        for loss, count in self._losses():
+        for gradients, count in self._held or self._slopes():
             rows += count
-            gradients = torch.autograd.grad(
-                loss, self._parameters, create_graph=True, allow_unused=True
-            )
             # A loss that is linear in a parameter has a gradient that is no function of any.
             curved = [
                 (g, v)
@@ -185,7 +189,11 @@ class LossHessian:
             if curved:
                 outputs, directions = zip(*curved, strict=True)
                 products = torch.autograd.grad(
-                    outputs, self._parameters, directions, allow_unused=True
+                    outputs,
+                    self._parameters,
+                    directions,
+                    retain_graph=self._held is not None,
+                    allow_unused=True,
                 )
                 total += self.flat(products) * (count / self.samples)
         if rows != self.samples:
@@ -200,6 +208,7 @@ class LossHessian:
         mean = torch.zeros((), device=self.device, dtype=self.dtype)
         for loss, count in self._losses():
             self.samples += count
+            self._walked += 1
             mean += loss.detach().to(mean) * count
             gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
             for index, gradient in enumerate(gradients):
@@ -219,6 +228,14 @@ class LossHessian:
                 f"start from weights that have not diverged"
             )
         return [None if each is None else each / self.samples for each in sums]
+
+    def _slopes(self) -> Iterator[tuple[tuple[Tensor | None, ...], int]]:
+        """The gradients of each batch's loss, to be differentiated again, and its rows."""
+        for loss, count in self._losses():
+            yield (
+                torch.autograd.grad(loss, self._parameters, create_graph=True, allow_unused=True),
+                count,
+            )
 
     def _losses(self) -> Iterator[tuple[Tensor, int]]:
         """The loss of each batch, and its rows."""
