@@ -161,7 +161,7 @@ def covariance_spectrum(
 
     Accuracy: means and deviations are merged as centred sums, and blocks are centred before they
     are multiplied, so a large offset costs no digits. Memory: a few blocks of 16 MB, and for wide
-    data n x 128 numbers; never n x n beyond ``DENSE_FEATURES``.
+    data n x 170 numbers; never n x n beyond ``DENSE_FEATURES``.
 
     Example:
         >>> import numpy as np

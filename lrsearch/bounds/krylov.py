@@ -150,7 +150,8 @@ def largest_eigenvalue(
         if held + width > room and room < size:
             kept = max(width, room // 4)
             ritz = space.lift(vectors[:, ::-1][:, :kept].copy())
-            basis[:, :kept], image[:, :kept] = basis[:, :held] @ ritz, image[:, :held] @ ritz
+            for long in (basis, image):
+                long[:, :kept] = long[:, :held] @ ritz
             projected[:kept, :kept] = np.diag(values[::-1][:kept])
             held = kept
         fresh = _orthonormal(residuals, basis[:, :held], space)[:, : room - held]

@@ -239,7 +239,10 @@ class LossHessian:
 
     def _losses(self) -> Iterator[tuple[Tensor, int]]:
         """The loss of each batch, and its rows."""
-        torch.manual_seed(self._seed)
+        # Not torch.manual_seed: it would seed a device that is not in use yet, for good.
+        torch.default_generator.manual_seed(self._seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed_all(self._seed)
         for batch in self._batches:
             inputs, targets = _pair(batch)
             # Copies take the updates of running statistics; fresh ones, so that passes are equal.

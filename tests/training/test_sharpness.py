@@ -406,11 +406,12 @@ DESCENTS = {
 
 
 def linear_problem(make):
-    """A linear model under MSE, its layers in groups of different rates, moments long settled."""
+    """A linear model under MSE, in groups of other rates and decays, moments long settled."""
     torch.manual_seed(0)
     model = nn.Linear(4, 3).double()
     groups = [{"params": [model.weight]}, {"params": [model.bias], "lr": 0.03}]
     optimizer = make(groups, lr=0.01)
+    optimizer.param_groups[1]["weight_decay"] *= 3.0
     for p, v in zip(model.parameters(), second_moment(model), strict=True):
         zeros = torch.zeros_like(p)
         late = torch.tensor(1e18, dtype=torch.float64)
@@ -580,6 +581,12 @@ def test_optimizers_that_cannot_be_bounded_are_refused_in_a_line(make, error, te
         sharpness_bound(make(model.parameters()), model, cross_entropy, [(inputs, targets)])
     assert isinstance(caught.value, LrsearchError)
     assert "\n" not in str(caught.value)
+
+
+def test_an_optimizer_of_another_model_is_told():
+    optimizer = SGD(net(seed=1).parameters(), lr=0.1)
+    with pytest.raises(LrsearchError, match="depend on the trainable parameters"):
+        sharpness_bound(optimizer, net(), cross_entropy, [data()])
 
 
 def test_results_cannot_be_changed():
