@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from lrsearch.errors import MissingPackageError
 
 if TYPE_CHECKING:
-    import pandas as pd  # for the reader's types alone: nothing loads
+    # For the reader's types alone: nothing loads.
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 RunStatus = Literal["complete", "pruned", "failed"]
 
@@ -46,6 +48,9 @@ class RunTracker(Protocol):
     def log_table(self, name: str, table: pd.DataFrame) -> None:
         """Store a table as the artifacts ``name.parquet`` and ``name.csv``."""
 
+    def log_figure(self, name: str, figure: Figure) -> None:
+        """Store a matplotlib figure as the artifact ``name.png``."""
+
     def child(self, name: str, *, tags: Mapping[str, object] | None = None) -> RunTracker:
         """Open a run nested in this one; it exists in the store when this returns."""
 
@@ -69,6 +74,9 @@ class NullRun:
         """Record nothing."""
 
     def log_table(self, name: str, table: pd.DataFrame) -> None:
+        """Record nothing."""
+
+    def log_figure(self, name: str, figure: Figure) -> None:
         """Record nothing."""
 
     def child(self, name: str, *, tags: Mapping[str, object] | None = None) -> RunTracker:

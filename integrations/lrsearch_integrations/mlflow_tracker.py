@@ -365,9 +365,6 @@ class MlflowRun:
 class LostRun(NullRun):
     """A run that could not be opened: records nothing, so that the training can go on."""
 
-    def log_figure(self, name: str, figure: Figure) -> None:
-        """Record nothing."""
-
     def __enter__(self) -> LostRun:
         """Return the run itself."""
         return self

@@ -155,6 +155,50 @@ def replay(options: Namespace) -> int:
     return 0
 
 
+def reproduce(options: Namespace) -> int:
+    """A table or figure of the papers, next to what was published."""
+    from lrsearch.cli.progress import CellBar
+    from lrsearch.cli.reproducing import catalogue, session
+    from lrsearch.cli.tables import plain
+    from lrsearch.engine.result import records
+
+    if options.name is None:
+        rows = [{"name": name, "what": title} for name, title in catalogue().items()]
+        if options.json:
+            _write_json(options.json, rows)
+        if options.json != "-":
+            print(plain(rows))
+        return 0
+    with CellBar() as bar:
+        done = session(options, watcher=bar)
+    reproduced = done.reproduced
+    if options.json:
+        content = {
+            "name": options.name,
+            "scale": options.scale,
+            "folder": str(reproduced.folder),
+            "missing_cells": reproduced.missing,
+            "versions": list(reproduced.versions),
+            "run_id": done.run_id,
+            "tracking_uri": done.tracking_uri,
+            "tables": {name: records(table) for name, table in reproduced.report.tables.items()},
+        }
+        _write_json(options.json, content)
+    if options.json != "-":
+        print(reproduced.report.text)
+        print(f"\nTables, figures and every run: {reproduced.folder}")
+        if reproduced.missing:
+            print(f"{reproduced.missing} cells are not measured yet: run it again to go on.")
+        if len(reproduced.versions) > 1:
+            print(
+                f"Cells come from {len(reproduced.versions)} versions of the code "
+                f"({', '.join(reproduced.versions)}); --fresh measures them anew."
+            )
+        if done.run_id:
+            print(f"Recorded in {done.tracking_uri}\nLook at it: lrsearch ui")
+    return 0
+
+
 def ui(options: Namespace) -> int:
     """The MLflow UI on the studies' store."""
     from lrsearch.tracking import find_ui

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +17,7 @@ USAGE_ERROR, FAILURE = 2, 1
 # Spelled out here so that --help loads no framework; a test holds them against their sources.
 METHODS = ("exptest", "grid", "random", "tpe")
 MODES = ("robust", "paper")
+SCALES = ("full", "quick")
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop")
 
 
@@ -103,6 +105,28 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--tracking-uri", metavar="URI", help="MLflow store of the run")
     replay.add_argument("--figure", metavar="FILE.png", type=_writable_file, help="draw it")
     _add_json(replay, "the decisions")
+
+    reproduce = commands_.add_parser(
+        "reproduce", help="a table or figure of the papers, next to what was published"
+    )
+    reproduce.set_defaults(command="reproduce")
+    reproduce.add_argument("name", metavar="NAME", nargs="?", help="which; none lists them")
+    reproduce.add_argument("--scale", choices=SCALES, default="full", help="quick is a small cut")
+    reproduce.add_argument("--seeds", type=int, metavar="K", help="default: the paper's number")
+    reproduce.add_argument(
+        "--out", metavar="DIR", type=Path, help="default: reproductions/NAME/SCALE"
+    )
+    reproduce.add_argument("--workers", type=int, metavar="N", help="processes (default: cores)")
+    reproduce.add_argument(
+        "--minutes",
+        type=float,
+        default=inf,
+        metavar="M",
+        help="begin nothing after M minutes; report on what is there, go on with the next call",
+    )
+    reproduce.add_argument("--fresh", action="store_true", help="measure finished cells anew")
+    reproduce.add_argument("--data-dir", metavar="DIR", help="folder with data files")
+    _add_tracking(reproduce)
 
     ui = commands_.add_parser("ui", help="open the MLflow UI on the store of the studies")
     ui.set_defaults(command="ui")

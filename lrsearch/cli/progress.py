@@ -64,3 +64,34 @@ class TerminalWatcher:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class CellBar:
+    """One bar for the cells of a reproduction."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Never] | None = None
+
+    def __enter__(self) -> CellBar:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def started(self, name: str, *, total: int, kept: int) -> None:
+        """So many cells, of which some are finished already."""
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total, initial=kept, desc=name, unit="cell", file=sys.stderr, leave=False
+            )
+
+    def finished(self, cell: object) -> None:
+        """One more cell is kept."""
+        if self._bar is not None:
+            self._bar.update()

@@ -12,7 +12,8 @@ from lrsearch.training.recorder import DeviceLosses, DivergenceWatch, HostLosses
 
 NAN, INF = float("nan"), float("inf")
 CURVES = st.lists(
-    st.one_of(st.floats(0.0, 30.0), st.sampled_from([1.0, 100.0, 1e9, 1e17, NAN, INF, -INF])), max_size=40
+    st.one_of(st.floats(0.0, 30.0), st.sampled_from([1.0, 100.0, 1e9, 1e17, NAN, INF, -INF])),
+    max_size=40,
 )
 
 

@@ -1,0 +1,258 @@
+"""What a reproduction is, and how one is run: cells, tables, figures, record."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from experiments.harness.cells import Cell, CellStore, Measured, run_cells
+from lrsearch.errors import (
+    InvalidArgumentError,
+    MissingDataError,
+    require_at_least,
+    require_choice,
+)
+from lrsearch.version import __version__
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCALES = ("full", "quick")
+CURVE = "curve"  # column of a result: number of its loss curve
+SEED = "seed"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a user chose.
+
+    Attributes:
+        scale: "full" (the paper's) or "quick" (the cut that CI runs).
+        seeds: independent runs of each setting; None for the reproduction's own number.
+        data_dir: folder with data files; None for the usual places.
+
+    Raises:
+        InvalidArgumentError: if a choice is not allowed.
+    """
+
+    scale: str = "full"
+    seeds: int | None = None
+    data_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        require_choice("scale", self.scale, SCALES)
+        if self.seeds is not None:
+            require_at_least("seeds", self.seeds, 1)
+
+    @property
+    def quick(self) -> bool:
+        """Whether this is the cut."""
+        return self.scale == "quick"
+
+    def seed_range(self, *, full: int = 5, quick: int = 2) -> range:
+        """The seeds 0, 1, ... of this plan."""
+        return range(self.seeds or (quick if self.quick else full))
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All that was measured.
+
+    Attributes:
+        rows: one row per run; the column "curve" numbers its loss curve, where it has one.
+        curves: per-step losses, each of shape (steps,).
+    """
+
+    rows: pd.DataFrame
+    curves: Sequence[NDArray[np.float32]]
+
+    def curves_of(self, rows: pd.DataFrame) -> list[NDArray[np.float32]]:
+        """The loss curves of some of the rows."""
+        return [self.curves[int(number)] for number in rows[CURVE]]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a reproduction shows.
+
+    Attributes:
+        text: for the terminal.
+        tables: by name; each becomes a Parquet file and an artifact.
+        figures: by name; each becomes a PNG file and an artifact.
+        summary: single numbers for the parent run.
+    """
+
+    text: str
+    tables: Mapping[str, pd.DataFrame]
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    summary: Mapping[str, float] = field(default_factory=dict)
+
+
+class Measure(Protocol):
+    """Runs one cell."""
+
+    def __call__(self, cell: Cell, plan: Plan) -> Measured:
+        """What the cell measured under the plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reproduction:
+    """One table or figure of a paper, or a measurement of our own.
+
+    Attributes:
+        name: as ``lrsearch reproduce`` takes it.
+        title: in a line.
+        settings: everything beside a cell that changes what it measures.
+        cells: the pieces, long ones first.
+        measure: runs one cell; a module's function, so that worker processes can have it.
+        report: tables and figures from all rows.
+    """
+
+    name: str
+    title: str
+    settings: Callable[[Plan], Mapping[str, Any]]
+    cells: Callable[[Plan], Sequence[Cell]]
+    measure: Measure
+    report: Callable[[Results, Plan], Report]
+
+
+class Watcher(Protocol):
+    """Is told how far a reproduction is."""
+
+    def started(self, name: str, *, total: int, kept: int) -> None:
+        """So many cells, of which some are finished already."""
+
+    def finished(self, cell: Cell) -> None:
+        """One more cell is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reproduced:
+    """What came of it.
+
+    Attributes:
+        report: tables, figures, text.
+        results: all runs.
+        folder: where everything was written.
+        versions: code versions that measured the cells; more than one deserves a second look.
+        measured: cells measured by this call.
+        missing: cells that are not finished; 0 unless time ran out.
+    """
+
+    report: Report
+    results: Results
+    folder: Path
+    versions: Sequence[str]
+    measured: int
+    missing: int
+
+
+def run(
+    reproduction: Reproduction,
+    plan: Plan,
+    *,
+    out: Path,
+    workers: int,
+    fresh: bool = False,
+    minutes: float = inf,
+    watcher: Watcher | None = None,
+) -> Reproduced:
+    """Measure what is missing, then report on everything that is there.
+
+    Args:
+        reproduction, plan: what, and how much of it.
+        out: folder for cells, tables and figures.
+        workers: processes.
+        fresh: measure finished cells anew.
+        minutes: begin no cell later than this.
+        watcher: is told about progress.
+
+    Raises:
+        MissingDataError: if data are missing, a worker was killed, or no cell is finished yet.
+        InvalidArgumentError: if the folder cannot be written.
+    """
+    version = code_version()
+    store = CellStore(out / "cells", reproduction.settings(plan), version=version)
+    cells = list(reproduction.cells(plan))
+    if fresh:
+        store.forget(cells)
+    found = [store.find(cell) for cell in cells]
+    missing = [cell for cell, kept in zip(cells, found, strict=True) if kept is None]
+    if watcher is not None:
+        watcher.started(reproduction.name, total=len(cells), kept=len(cells) - len(missing))
+    measured = 0
+    for cell, result in run_cells(
+        partial(reproduction.measure, plan=plan), missing, workers=workers, seconds=60.0 * minutes
+    ):
+        store.keep(cell, result)
+        measured += 1
+        if watcher is not None:
+            watcher.finished(cell)
+    # All from the store: what is reported is what was kept.
+    kept = [(cell, *entry) for cell in cells if (entry := store.find(cell)) is not None]
+    if not kept:
+        raise MissingDataError(
+            f"no cell of {reproduction.name} is finished: give it more than {minutes:g} minutes"
+        )
+    results = _joined([(cell, result) for cell, result, _ in kept])
+    report = reproduction.report(results, plan)
+    _write(report, results, out)
+    return Reproduced(
+        report=report,
+        results=results,
+        folder=out,
+        versions=sorted({version for _, _, version in kept}),
+        measured=measured,
+        missing=len(cells) - len(kept),
+    )
+
+
+def code_version() -> str:
+    """The commit of this checkout, marked if files differ from it; else the package's version."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    return f"{__version__}+{described.stdout.strip()}"
+
+
+def _joined(measured: Sequence[tuple[Cell, Measured]]) -> Results:
+    rows: list[dict[str, Any]] = []
+    curves: list[NDArray[np.float32]] = []
+    for cell, part in measured:
+        for index, row in enumerate(part.rows):
+            number: int | None = None
+            if part.curves:
+                number = len(curves)
+                curves.append(part.curves[index])
+            rows.append({**cell, **row, CURVE: number})
+    return Results(pd.DataFrame(rows), curves)
+
+
+def _write(report: Report, results: Results, out: Path) -> None:
+    try:
+        results.rows.to_parquet(out / "runs.parquet", index=False)
+        for name, table in report.tables.items():
+            table.to_parquet(out / f"{name}.parquet", index=False)
+            table.to_csv(out / f"{name}.csv", index=False)
+        for name, figure in report.figures.items():
+            figure.savefig(out / f"{name}.png", dpi=120)
+        (out / "report.txt").write_text(report.text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InvalidArgumentError(f"--out: cannot write {str(out)!r}: {error.strerror}") from error

@@ -1,0 +1,156 @@
+"""One call of ``lrsearch reproduce``: run, report, record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from experiments.catalogue import find
+from experiments.harness.reproduction import (
+    CURVE,
+    SEED,
+    Plan,
+    Reproduced,
+    Reproduction,
+    Watcher,
+    run,
+)
+from lrsearch.tracking import RunTracker, find_tracker
+
+_POINTS: Final = 300  # losses of a run in the tracker; all are in the cells' files
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What ``reproduce`` gives back.
+
+    Attributes:
+        reproduced: tables, figures, text, folder.
+        run_id, tracking_uri: of the parent run; "" if nothing was recorded.
+    """
+
+    reproduced: Reproduced
+    run_id: str
+    tracking_uri: str
+
+
+def reproduce(
+    name: str,
+    plan: Plan,
+    *,
+    out: Path | None = None,
+    workers: int | None = None,
+    fresh: bool = False,
+    minutes: float = inf,
+    tracker: str = "mlflow",
+    tracking_uri: str | None = None,
+    watcher: Watcher | None = None,
+) -> Session:
+    """Run a reproduction, or go on with it, and record it.
+
+    Args:
+        name: of the catalogue.
+        plan: scale, seeds, data.
+        out: folder; default ``reproductions/NAME/SCALE`` here.
+        workers: processes; default one per core.
+        fresh: measure finished cells anew.
+        minutes: begin no cell later than this, and report on what is there.
+        tracker: "mlflow", or "none" to record nothing.
+        tracking_uri: store of the tracker.
+        watcher: is told about progress.
+
+    Raises:
+        InvalidArgumentError: on an unknown name, or a folder that cannot be written.
+        MissingDataError: if data are missing, or a worker was killed.
+    """
+    reproduction = find(name)
+    folder = out or Path("reproductions", name, plan.scale)
+    parent: RunTracker | None = None
+    if tracker != "none":
+        # First of all: a store that cannot be opened is better known before the work.
+        parent = find_tracker(tracker)(
+            experiment=f"reproduce {name}",
+            name=f"{name} {plan.scale}",
+            tracking_uri=tracking_uri,
+            tags={"lrsearch.kind": "reproduction", "lrsearch.scale": plan.scale},
+        )
+    try:
+        reproduced = run(
+            reproduction,
+            plan,
+            out=folder,
+            workers=workers or available_cores(),
+            fresh=fresh,
+            minutes=minutes,
+            watcher=watcher,
+        )
+        if parent is not None:
+            record(reproduction, reproduced, plan, parent)
+    except BaseException:
+        if parent is not None:
+            parent.finish("failed")
+        raise
+    if parent is None:
+        return Session(reproduced, "", "")
+    parent.finish("complete")
+    return Session(reproduced, parent.run_id, parent.tracking_uri)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def record(
+    reproduction: Reproduction, reproduced: Reproduced, plan: Plan, parent: RunTracker
+) -> None:
+    """Tables, figures and single numbers on the parent; a nested run for each measured run."""
+    report, rows = reproduced.report, reproduced.results.rows
+    settings = {**reproduction.settings(plan), "scale": plan.scale}
+    if SEED in rows:
+        settings["seeds"] = ",".join(str(seed) for seed in sorted(set(rows[SEED])))
+    parent.log_params(settings)
+    parent.set_tags({"lrsearch.versions": ", ".join(reproduced.versions)})
+    parent.log_metrics(report.summary, 0)
+    for name, table in report.tables.items():
+        parent.log_table(name, table)
+    parent.log_table("runs", rows.drop(columns=[CURVE]))
+    for name, figure in report.figures.items():
+        parent.log_figure(name, figure)
+    for row in rows[rows[CURVE].notna()].to_dict("records"):
+        _record_run(parent, row, reproduced.results.curves[int(row[CURVE])])
+
+
+def _record_run(parent: RunTracker, row: Mapping[Any, Any], curve: np.ndarray[Any, Any]) -> None:
+    texts = {str(k): v for k, v in row.items() if isinstance(v, str) or k in (SEED, "lr")}
+    values = {
+        _metric(str(key)): float(value)
+        for key, value in row.items()
+        if key not in (CURVE, SEED) and not isinstance(value, str) and pd.notna(value)
+    }
+    named = [str(value) for key, value in row.items() if key in ("method", "mode", "rate")]
+    method = str(row.get("method", row.get("mode", "")))
+    child = parent.child(
+        f"{' '.join(named)} seed {row.get(SEED, 0)}", tags={"lrsearch.method": method}
+    )
+    child.log_params(texts)
+    last = len(curve) - 1
+    child.log_metrics(values, last)
+    for step in np.unique(np.linspace(0, last, min(_POINTS, len(curve))).astype(int)):
+        child.log_metrics({"train/loss": float(curve[step])}, int(step))
+    diverged = not np.isfinite(curve[-1])
+    child.finish("failed" if diverged else "complete")
+
+
+def _metric(column: str) -> str:
+    """Name in the tracker: measured on the test split, or of the training."""
+    if column in ("accuracy", "test_mse", "test_mse_best"):
+        return f"test/{column.removeprefix('test_')}"
+    return {"train_loss": "train/loss_final", "final_lr": "train/lr"}.get(column, column)

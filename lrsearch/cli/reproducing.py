@@ -1,0 +1,55 @@
+"""The way to ``experiments/``, which a checkout has and the installed package has not."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from importlib import import_module
+from typing import Any
+
+from lrsearch.errors import MissingPackageError, require_at_least
+
+
+def catalogue() -> dict[str, str]:
+    """Names and titles of the reproductions.
+
+    Raises:
+        MissingPackageError: outside a checkout.
+    """
+    titles: dict[str, str] = _experiments("experiments.catalogue").titles()
+    return titles
+
+
+def session(options: Namespace, *, watcher: object) -> Any:
+    """Run what the options ask for; a ``Session`` of ``experiments.harness.session``.
+
+    Raises:
+        MissingPackageError: outside a checkout.
+        ValueError: on options that are not allowed.
+    """
+    if options.workers is not None:
+        require_at_least("workers", options.workers, 1)
+    harness = _experiments("experiments.harness.session")
+    plan = harness.Plan(scale=options.scale, seeds=options.seeds, data_dir=options.data_dir)
+    return harness.reproduce(
+        options.name,
+        plan,
+        out=options.out,
+        workers=options.workers,
+        fresh=options.fresh,
+        minutes=options.minutes,
+        tracker="none" if options.no_tracking else "mlflow",
+        tracking_uri=options.tracking_uri,
+        watcher=watcher,
+    )
+
+
+def _experiments(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "experiments":
+            raise
+        raise MissingPackageError(
+            "reproductions live in a checkout, not in the installed package: clone the repository "
+            "and pip install -e '.[dev]' in it"
+        ) from error

@@ -1,0 +1,464 @@
+"""``lrsearch reproduce``: the list, wrong usage, quick cuts of every table, and their record."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.exptest.published import (
+    ALPHAS,
+    BATCH_SIZES,
+    BETAS,
+    TABLE1_FACTORS,
+    TABLE3_FACTORS,
+)
+from experiments.exptest.recorded import DIVERGING, restart_of
+from lrsearch.cli import main as cli
+from lrsearch.cli.main import main
+from lrsearch.controllers.exptest import ExpTestSettings
+from lrsearch.controllers.replay import search_verdict
+
+BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = Path(os.environ.get("LRSEARCH_DATA", BESIDE))
+FILES = {
+    "recorded": "exptest_recorded.npz",
+    "housing": "california_housing.npz",
+    "mnist": "mnist-train-images-idx3-ubyte.gz",
+}
+NAMES = (
+    "exptest-table1",
+    "exptest-table2",
+    "exptest-fig2",
+    "exptest-table3",
+    "exptest-appendix-e",
+    "exptest-recorded",
+)
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def need(kind: str) -> None:
+    if not (DATA / FILES[kind]).is_file():
+        pytest.skip(f"no {FILES[kind]}: set LRSEARCH_DATA to its folder")
+
+
+# --- the list --------------------------------------------------------------------------------
+
+
+def test_without_a_name_all_are_listed_with_their_titles(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["reproduce"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert lines[0].split() == ["name", "what"]
+    listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines[2:]}
+    assert set(NAMES) <= set(listed)
+    assert main(["reproduce", "--json", "-"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["name"]: row["what"] for row in rows} == listed
+    assert all(row["what"] for row in rows)
+
+
+def test_scales_of_the_parser_are_those_of_the_harness() -> None:
+    from experiments.harness.reproduction import SCALES
+
+    assert cli.SCALES == SCALES
+
+
+# --- wrong usage -----------------------------------------------------------------------------
+
+RECORDED = ["reproduce", "exptest-recorded", "--no-tracking"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["reproduce", "exptest-table9", "--no-tracking"], "exptest-table9"),
+        ([*RECORDED, "--scale", "huge"], "--scale"),
+        ([*RECORDED, "--seeds", "0"], "seeds"),
+        ([*RECORDED, "--seeds", "-1"], "seeds"),
+        ([*RECORDED, "--seeds", "many"], "--seeds"),
+        ([*RECORDED, "--workers", "0"], "workers"),
+        ([*RECORDED, "--workers", "-2"], "workers"),
+        ([*RECORDED, "--workers", "all"], "--workers"),
+        ([*RECORDED, "--minutes", "soon"], "--minutes"),
+        ([*RECORDED, "--minutes", "nan", "--workers", "1"], "minutes"),
+        ([*RECORDED, "--minutes", "-1"], "minutes"),
+        ([*RECORDED, "--json", "/no/such/folder/x.json"], "--json"),
+        ([*RECORDED, "--data-dir", "/no/such/folder"], "exptest_recorded.npz"),
+        (["reproduce", "exptest-recorded", "--tracking-uri", "nonsense://x"], "nonsense://x"),
+    ],
+)
+def test_bad_input_is_one_line_on_stderr_and_status_2(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    names: str,
+) -> None:
+    monkeypatch.delenv("LRSEARCH_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert_one_line(capsys, names)
+
+
+@pytest.mark.parametrize(
+    "name", ["exptest-recorded", "exptest-table1", "exptest-table3", "exptest-appendix-e"]
+)
+def test_missing_data_are_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.delenv("LRSEARCH_DATA", raising=False)
+    command = ["reproduce", name, "--scale", "quick", "--seeds", "1", "--workers", "1"]
+    places = ["--data-dir", str(tmp_path), "--out", str(tmp_path / "out"), "--no-tracking"]
+    assert main([*command, *places]) == 2
+    assert_one_line(capsys, "data")
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main([*RECORDED, "--out", str(tmp_path / place)]) == 2
+    assert_one_line(capsys, str(tmp_path / place))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o500)
+    assert main([*RECORDED, "--out", str(tmp_path / "out")]) == 2
+    assert_one_line(capsys, str(tmp_path / "out"))
+
+
+def assert_one_line(capsys: pytest.CaptureFixture[str], names: str) -> None:
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("lrsearch")
+    assert names in err
+
+
+# --- quick cuts ------------------------------------------------------------------------------
+
+COMPARED = [
+    *("published", "published_sd", "published_n", "measured", "measured_sd", "measured_n"),
+    *("not_finite", "gap", "standard_error", "pvalue", "flagged"),
+]
+
+
+def grid(factors: tuple[float, ...]) -> set[tuple[object, ...]]:
+    """Methods x rates of Tables 1 and 3."""
+    fixed = ("Adam", "SGD", "SGD w/ Mom.", "RMSprop")
+    own = [f"ExpTest ({mode})" for mode in ("notebook", "paper", "robust")]
+    return {(method, f"{factor:g}") for method in fixed for factor in factors} | {
+        (method, "own") for method in (*own, "Adadelta")
+    }
+
+
+FORMS = ("notebook", "paper", "robust", "notebook, as committed")
+# name -> data, keys of a line, lines, tables, figures, measured column.
+EXPECTED: dict[str, tuple[str, list[str], set[tuple[object, ...]], set[str], set[str], str]] = {
+    "exptest-table1": (
+        *("mnist", ["method", "rate"], grid(TABLE1_FACTORS)),
+        *({"comparison"}, {"curves"}, "accuracy"),
+    ),
+    "exptest-table2": (
+        *("mnist", ["mode", "alpha", "beta"]),
+        {(form, alpha, beta) for form in FORMS for alpha in ALPHAS for beta in BETAS},
+        *({"comparison"}, set(), "accuracy"),
+    ),
+    "exptest-fig2": (
+        *("mnist", ["mode", "batch_size"]),
+        {(form, size) for form in FORMS for size in BATCH_SIZES},
+        *({"comparison"}, {"curves"}, "accuracy"),
+    ),
+    "exptest-appendix-e": (
+        *("housing", ["model", "rate"]),
+        {
+            (f"32 wide, {depth} deep", f"{factor:g}")
+            for depth in (2, 8)
+            for factor in TABLE3_FACTORS
+        },
+        *({"comparison"}, {"models"}, "test_mse"),
+    ),
+}
+
+
+class Called:
+    """A quick reproduction by the command line, in a folder of its own."""
+
+    def __init__(self, name: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.name, self.out, self._capsys = name, out, capsys
+
+    def __call__(self, *more: str) -> str:
+        command = ["reproduce", self.name, "--scale", "quick", "--seeds", "1", "--workers", "1"]
+        places = ["--data-dir", str(DATA), "--out", str(self.out)]
+        assert main([*command, *places, *more]) == 0
+        out, err = self._capsys.readouterr()
+        assert err == ""  # no terminal, no progress
+        return out
+
+    def table(self, name: str = "comparison") -> pd.DataFrame:
+        return pd.read_parquet(self.out / f"{name}.parquet")
+
+    def cells(self) -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in (self.out / "cells").iterdir()}
+
+
+def assert_goes_on(call: Called, monkeypatch: pytest.MonkeyPatch, tables: set[str]) -> None:
+    """A second call measures nothing and says the same, as JSON alone on stdout."""
+    cells, before = call.cells(), {name: call.table(name) for name in tables}
+    assert {Path(name).suffix for name in cells} == {".npz"}
+
+    def measured_again(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished cell was measured again")
+
+    monkeypatch.setattr("experiments.banks.Bank.backward", measured_again)
+    content = json.loads(call("--no-tracking", "--json", "-"))
+    assert call.cells() == cells
+    assert content["name"] == call.name
+    assert (content["scale"], content["missing_cells"]) == ("quick", 0)
+    assert (content["run_id"], content["tracking_uri"]) == ("", "")
+    assert content["folder"] == str(call.out)
+    assert set(content["tables"]) == tables
+    for name, table in before.items():
+        pd.testing.assert_frame_equal(call.table(name), table)
+        assert len(content["tables"][name]) == len(table)
+        assert set(content["tables"][name][0]) == set(table.columns)
+
+
+def assert_files(call: Called, tables: set[str], figures: set[str]) -> None:
+    files = {path.name for path in call.out.iterdir()}
+    expected = {"cells", "runs.parquet", "report.txt", *(f"{name}.png" for name in figures)}
+    assert files == expected | {f"{name}.{kind}" for name in tables for kind in ("parquet", "csv")}
+    for name in figures:
+        assert (call.out / f"{name}.png").read_bytes().startswith(PNG)
+
+
+def assert_compares(call: Called, by: list[str], lines: set[tuple[object, ...]], of: str) -> None:
+    """Each line of the table is a group of runs, with its mean."""
+    table, runs = call.table(), call.table("runs")
+    assert list(table.columns) == [*by, *COMPARED]
+    assert set(table[by].itertuples(index=False, name=None)) == lines
+    assert len(table) == len(lines) == len(runs)  # one seed
+    assert table["measured_n"].eq(1).sum() + table["not_finite"].sum() == len(table)
+    finite = runs[np.isfinite(runs[of])]
+    assert sorted(table["measured"].dropna()) == sorted(finite[of])
+    assert set(runs["seed"]) == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_quick_cut_has_every_line_of_the_table_and_goes_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    data, by, lines, tables, figures, of = EXPECTED[name]
+    need(data)
+    call = Called(name, tmp_path / "out", capsys)
+    text = call("--no-tracking")
+    assert str(call.out) in text
+    assert (call.out / "report.txt").read_text() in text
+    if name != "exptest-appendix-e":  # whose text is means by model, and has no figures beside it
+        assert "quick cut" in text
+    assert "MLflow" not in text
+    assert "Recorded" not in text
+    assert_files(call, tables, figures)
+    assert_compares(call, by, lines, of)
+    assert_goes_on(call, monkeypatch, tables)
+
+
+@pytest.mark.slow
+def test_a_quick_cut_of_mnist_learns(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """256 steps at the bound; a network that guesses gets 10 %."""
+    need("mnist")
+    call = Called("exptest-fig2", tmp_path / "out", capsys)
+    call("--no-tracking")
+    table = call.table().set_index(["mode", "batch_size"])["measured"]
+    assert all(table[form, 32] > 80.0 for form in FORMS)
+    # The notebooks' batches alone differ: [E] Fig. 2's order.
+    assert table["paper", 32] > table["paper", 512] > table["paper", 2048]
+
+
+# --- the recorded runs -----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_verdicts_on_the_recorded_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("recorded")
+    call = Called("exptest-recorded", tmp_path / "out", capsys)
+    text = call("--no-tracking")
+    assert "first housing rungs (all five diverge) accepted" in text
+    assert_files(call, {"verdicts"}, {"mnist_0", "housing_0", "housing_4"})
+    table = call.table("verdicts")
+    housing, mnist = table[table["data"] == "housing"], table[table["data"] == "mnist"]
+    modes = {"notebook", "paper", "robust"}
+    # Each mode on each MNIST record, and on both rungs of each housing record.
+    assert mnist.groupby("run")["mode"].apply(set).tolist() == [modes] * 5
+    assert mnist["verdict"].eq("accepted").all()
+    for rung, verdict in (("1 x bound", "rejected"), ("0.33 x bound", "accepted")):
+        part = housing[housing["rung"] == rung]
+        assert part.groupby("run")["mode"].apply(set).tolist() == [modes] * 5
+        assert part["verdict"].eq(verdict).all()
+    swept = housing[housing["rung"] == "any rate"]
+    assert swept["run"].tolist() == [DIVERGING]
+    assert swept["accepted"].tolist() == [0]
+    monkeypatch.setattr(
+        "experiments.exptest.recorded.search_verdict",
+        lambda *_, **__: pytest.fail("a finished cell was measured again"),
+    )
+    assert_goes_on(call, monkeypatch, {"verdicts"})
+
+
+@pytest.fixture(scope="module")
+def diverging() -> np.ndarray[Any, np.dtype[np.float64]]:
+    need("recorded")
+    with np.load(DATA / FILES["recorded"]) as archive:
+        return np.asarray(archive["housing"][DIVERGING], np.float64)
+
+
+CHOICES = {
+    "mode": st.sampled_from(("robust", "paper")),
+    "alpha": st.floats(1e-6, 1.0 - 1e-6),
+    "exponent": st.floats(-5.0, 3.0),
+    "full_batch": st.booleans(),
+    "total_steps": st.none() | st.integers(1, 20_000),
+}
+
+
+def accepts(curve: Any, exponent: float, **options: Any) -> bool:
+    decision = search_verdict(ExpTestSettings(**options), curve, lr=10.0**exponent)
+    return decision is not None and decision.kind == "accept"
+
+
+@settings(max_examples=200, deadline=None)
+@given(**CHOICES)
+def test_no_setting_accepts_the_diverging_record(
+    diverging: Any, exponent: float, **options: Any
+) -> None:
+    assert not accepts(diverging, exponent, **options)
+
+
+@settings(max_examples=200, deadline=None)
+@given(**CHOICES)
+def test_no_setting_accepts_the_diverging_records_first_rung_alone(
+    diverging: Any, exponent: float, **options: Any
+) -> None:
+    rung = diverging[:6]
+    assert restart_of(diverging) == 6
+    assert rung[-1] > 1e15
+    for seen in range(1, 7):
+        assert not accepts(rung[:seen], exponent, **options)
+
+
+def test_its_second_rung_alone_is_accepted(diverging: Any) -> None:
+    """So that the two properties above could fail."""
+    for mode in ("robust", "paper"):
+        assert accepts(diverging[6:], -0.5, mode=mode, full_batch=True, alpha=0.05)
+
+
+# --- the record ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_table_3_is_recorded_with_a_nested_run_for_each_training(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    store_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("mlflow", exc_type=ImportError)
+    from lrsearch_integrations.mlflow_api import MlflowClient
+
+    need("housing")
+    call = Called("exptest-table3", tmp_path / "out", capsys)
+    content = json.loads(call("--tracking-uri", store_uri, "--json", "-"))
+    tables = {"comparison", "comparison_best"}
+    assert_files(call, tables, {"curves"})
+    assert_compares(call, ["method", "rate"], grid(TABLE3_FACTORS), "test_mse")
+    rows = call.table("runs")
+
+    client = MlflowClient(tracking_uri=store_uri)
+    parent = client.get_run(content["run_id"])
+    assert content["tracking_uri"] == store_uri
+    assert parent.info.status == "FINISHED"
+    assert client.get_experiment(parent.info.experiment_id).name == "reproduce exptest-table3"
+    assert parent.data.tags["lrsearch.kind"] == "reproduction"
+    assert parent.data.tags["lrsearch.scale"] == "quick"
+    assert parent.data.tags["lrsearch.versions"] == ", ".join(content["versions"])
+    assert parent.data.params["seeds"] == "0"
+    assert parent.data.params["scale"] == "quick"
+    artifacts = {entry.path for entry in client.list_artifacts(parent.info.run_id)}
+    assert artifacts == {
+        "curves.png",
+        *(f"{name}.{kind}" for name in (*tables, "runs") for kind in ("parquet", "csv")),
+    }
+    kept = client.download_artifacts(parent.info.run_id, "comparison.parquet", str(tmp_path))
+    pd.testing.assert_frame_equal(pd.read_parquet(kept), call.table())
+    means = call.table().set_index("method")["measured"]
+    for mode in ("notebook", "paper", "robust"):
+        assert parent.data.metrics[f"test/mse/{mode}"] == means[f"ExpTest ({mode})"]
+
+    runs = client.search_runs([parent.info.experiment_id], max_results=100)
+    nested = {
+        (run.data.tags["lrsearch.method"], run.data.params["rate"]): run
+        for run in runs
+        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    }
+    assert len(runs) == len(nested) + 1 == len(rows) + 1
+    assert set(nested) == grid(TABLE3_FACTORS)
+    for row in rows.to_dict("records"):
+        run = nested[row["method"], row["rate"]]
+        assert run.data.params["seed"] == "0"
+        if row["lr"] == row["lr"]:
+            assert float(run.data.params["lr"]) == row["lr"]
+        else:
+            assert "lr" not in run.data.params  # Adadelta's own
+        sound = np.isfinite(row["train_loss"])
+        assert run.info.status == ("FINISHED" if sound else "FAILED")
+        assert ("diverged_at_step" in run.data.metrics) == (not sound)
+        if sound:
+            assert run.data.metrics["test/mse"] == row["test_mse"]
+            assert run.data.metrics["test/mse_best"] == row["test_mse_best"]
+    example = nested["Adam", "0.01"]
+    history = client.get_metric_history(example.info.run_id, "train/loss")
+    steps = [point.step for point in history]
+    assert (min(steps), max(steps)) == (0, 399)
+    assert len(steps) == len(set(steps)) == 300
+    values = {point.step: point.value for point in history}
+    assert values[0] > values[399] > 0.0
+
+    assert_goes_on(call, monkeypatch, tables)
+
+
+@pytest.mark.slow
+def test_a_reproduction_that_fails_is_recorded_as_failed(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    store_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("mlflow", exc_type=ImportError)
+    from lrsearch_integrations.mlflow_api import MlflowClient
+
+    monkeypatch.delenv("LRSEARCH_DATA", raising=False)
+    command = ["reproduce", "exptest-recorded", "--workers", "1", "--tracking-uri", store_uri]
+    assert main([*command, "--data-dir", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert_one_line(capsys, "exptest_recorded.npz")
+    client = MlflowClient(tracking_uri=store_uri)
+    experiment = client.get_experiment_by_name("reproduce exptest-recorded")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FAILED"
