@@ -163,9 +163,9 @@ class Bank:
 
 
 def _linear_layers(model: nn.Module) -> list[nn.Linear]:
-    modules = [model] if isinstance(model, nn.Linear) else []
+    modules: list[nn.Module] = [model] if isinstance(model, nn.Linear) else []
     if isinstance(model, nn.Sequential):
-        modules = list(model)
+        modules = list(model.children())
     linear = [each for each in modules[0::2] if isinstance(each, nn.Linear)]
     between = [each for each in modules[1::2] if isinstance(each, nn.ReLU)]
     fits = len(linear) == len(between) + 1 and len(linear) + len(between) == len(modules)

@@ -125,4 +125,6 @@ REPRODUCTION = Reproduction(
     cells=cells,
     measure=measure,
     report=report,
+    by=("width", "depth", "rate"),
+    method="SGD",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.exptest import mnist
-from experiments.exptest.methods import MODES, NOTEBOOK
+from experiments.exptest.methods import FROM_PAPER, MODES, NOTEBOOK
 from experiments.exptest.notebook_fit import notebook_line_f_test
 from experiments.exptest.published import BATCH_SIZES, FIGURE2
 from experiments.exptest.table2 import COMMITTED
@@ -27,6 +27,7 @@ def cells(plan: Plan) -> Sequence[Cell]:
 def measure(cell: Cell, plan: Plan) -> Measured:
     """All modes at one batch size."""
     runs = [mnist.Tested(mode, {"mode": mode}) for mode in MODES]
+    runs.append(mnist.Tested("robust", {"mode": FROM_PAPER}, start="paper"))
     runs.append(mnist.Tested(NOTEBOOK, {"mode": COMMITTED}, f_test=notebook_line_f_test))
     return mnist.measure(runs, plan, seed=cell[SEED], batch_size=cell["batch_size"])
 
@@ -35,7 +36,7 @@ def report(results: Results, plan: Plan) -> Report:
     """The paper's two panels for each mode; accuracies beside those in the authors' data."""
     from matplotlib.figure import Figure
 
-    modes = (*MODES, COMMITTED)
+    modes = (*MODES, FROM_PAPER, COMMITTED)
     published: Figures = {(mode, size): FIGURE2[size] for mode in modes for size in BATCH_SIZES}
     table = comparison_table(results.rows, published, by=BY, value="accuracy", order=published)
     figure = Figure(figsize=(4.6 * len(MODES), 7.5), layout="constrained")
@@ -69,4 +70,5 @@ REPRODUCTION = Reproduction(
     cells=cells,
     measure=measure,
     report=report,
+    by=BY,
 )

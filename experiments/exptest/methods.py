@@ -13,6 +13,8 @@ from lrsearch import ExpTest
 
 NOTEBOOK: Final = "notebook"
 MODES: Final = (NOTEBOOK, "paper", "robust")
+# robust from the paper's bound: tells what the tests do from what the start does.
+FROM_PAPER: Final = "robust, paper's bound"
 
 
 def exptest_run(

@@ -39,13 +39,19 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class Tested:
-    """A run under ExpTest in one of its modes."""
+    """A run under ExpTest in one of its modes; ``start`` names another mode's bound."""
 
     mode: str
     row: Mapping[str, Any]
     alpha: float = 0.05
     beta: float = 0.33
     f_test: FTest = notebook_f_test
+    start: str | None = None
+
+    @property
+    def bound_mode(self) -> str:
+        """The mode at whose bound it starts."""
+        return self.start or self.mode
 
 
 def settings(plan: Plan) -> dict[str, Any]:
@@ -100,7 +106,7 @@ def measure(
             bank,
             number,
             each.mode,
-            bound(each.mode, plan),
+            bound(each.bound_mode, plan),
             total_steps=steps,
             alpha=each.alpha,
             beta=each.beta,
@@ -119,7 +125,7 @@ def measure(
         if isinstance(each, Fixed):
             row["lr"] = each.rate
         else:
-            row |= {"lr": bound(each.mode, plan), **stories[number]().as_row()}
+            row |= {"lr": bound(each.bound_mode, plan), **stories[number]().as_row()}
         rows.append(row)
     return Measured(rows, list(curves))
 

@@ -237,4 +237,5 @@ REPRODUCTION = Reproduction(
     cells=cells,
     measure=measure,
     report=report,
+    by=("task", "method", "rate"),
 )

@@ -71,4 +71,5 @@ REPRODUCTION = Reproduction(
     cells=cells,
     measure=measure,
     report=report,
+    by=BY,
 )

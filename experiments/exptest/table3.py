@@ -86,4 +86,5 @@ REPRODUCTION = Reproduction(
     cells=cells,
     measure=measure,
     report=report,
+    by=BY,
 )

@@ -91,15 +91,21 @@ class CellStore:
             "rows": list(measured.rows),
             "curves": len(measured.curves),
         }
-        arrays: dict[str, NDArray[Any]] = {"record": np.array(json.dumps(record))}
-        arrays |= {f"curve{i}": curve for i, curve in enumerate(measured.curves)}
         path = self._path(cell)
         side = path.with_suffix(f".{os.getpid()}.tmp")
-        with side.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        side.replace(path)
+        arrays: dict[str, NDArray[Any]] = {"record": np.array(json.dumps(record))}
+        arrays |= {f"curve{i}": curve for i, curve in enumerate(measured.curves)}
+        try:
+            with side.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            side.replace(path)
+        except OSError as error:
+            side.unlink(missing_ok=True)
+            raise InvalidArgumentError(
+                f"--out: cannot write {str(path)!r}: {error.strerror}; what is finished is kept"
+            ) from error
 
     def forget(self, cells: Sequence[Cell]) -> None:
         """Drop finished cells, to measure them anew."""
@@ -157,7 +163,9 @@ def run_cells(
                 running[pool.submit(measure, cell)] = cell
             if not running:
                 return
-            for done in wait(running, return_when=FIRST_COMPLETED).done:
+            finished = wait(running, return_when=FIRST_COMPLETED).done
+            # What was measured first, so that a failure beside it loses nothing.
+            for done in sorted(finished, key=lambda each: each.exception() is not None):
                 yield running.pop(done), done.result()
     except BrokenProcessPool as error:
         raise MissingDataError(

@@ -115,6 +115,8 @@ class Reproduction:
         cells: the pieces, long ones first.
         measure: runs one cell; a module's function, so that worker processes can have it.
         report: tables and figures from all rows.
+        by: columns that, with the seed, tell one run from another.
+        method: of all runs, where no column "method" or "mode" says it.
     """
 
     name: str
@@ -123,6 +125,8 @@ class Reproduction:
     cells: Callable[[Plan], Sequence[Cell]]
     measure: Measure
     report: Callable[[Results, Plan], Report]
+    by: Sequence[str] = ()
+    method: str = ""
 
 
 class Watcher(Protocol):

@@ -125,21 +125,31 @@ def record(
     for name, figure in report.figures.items():
         parent.log_figure(name, figure)
     for row in rows[rows[CURVE].notna()].to_dict("records"):
-        _record_run(parent, row, reproduced.results.curves[int(row[CURVE])])
+        _record_run(parent, reproduction, row, reproduced.results.curves[int(row[CURVE])])
 
 
-def _record_run(parent: RunTracker, row: Mapping[Any, Any], curve: np.ndarray[Any, Any]) -> None:
-    texts = {str(k): v for k, v in row.items() if isinstance(v, str) or k in (SEED, "lr")}
+def _record_run(
+    parent: RunTracker,
+    reproduction: Reproduction,
+    row: Mapping[Any, Any],
+    curve: np.ndarray[Any, Any],
+) -> None:
+    settings = (*reproduction.by, SEED)
+    texts = {
+        str(key): value
+        for key, value in row.items()
+        if isinstance(value, str) or ((key in settings or key == "lr") and pd.notna(value))
+    }
     values = {
         _metric(str(key)): float(value)
         for key, value in row.items()
-        if key not in (CURVE, SEED) and not isinstance(value, str) and pd.notna(value)
+        if key not in (CURVE, *settings) and not isinstance(value, str) and pd.notna(value)
     }
-    named = [str(value) for key, value in row.items() if key in ("method", "mode", "rate")]
-    method = str(row.get("method", row.get("mode", "")))
-    child = parent.child(
-        f"{' '.join(named)} seed {row.get(SEED, 0)}", tags={"lrsearch.method": method}
-    )
+    named = [
+        f"{row[key]}" if isinstance(row[key], str) else f"{key} {row[key]}" for key in settings
+    ]
+    method = str(row.get("method", row.get("mode", reproduction.method)))
+    child = parent.child(" ".join(named), tags={"lrsearch.method": method})
     child.log_params(texts)
     last = len(curve) - 1
     child.log_metrics(values, last)

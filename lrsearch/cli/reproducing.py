@@ -6,7 +6,7 @@ from argparse import Namespace
 from importlib import import_module
 from typing import Any
 
-from lrsearch.errors import MissingPackageError, require_at_least
+from lrsearch.errors import InvalidArgumentError, MissingPackageError, require_at_least
 
 
 def catalogue() -> dict[str, str]:
@@ -28,6 +28,8 @@ def session(options: Namespace, *, watcher: object) -> Any:
     """
     if options.workers is not None:
         require_at_least("workers", options.workers, 1)
+    if not options.minutes >= 0.0:  # NaN too
+        raise InvalidArgumentError(f"minutes must be at least 0, got {options.minutes!r}")
     harness = _experiments("experiments.harness.session")
     plan = harness.Plan(scale=options.scale, seeds=options.seeds, data_dir=options.data_dir)
     return harness.reproduce(
@@ -47,7 +49,7 @@ def _experiments(module: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "experiments":
+        if error.name != "experiments":
             raise
         raise MissingPackageError(
             "reproductions live in a checkout, not in the installed package: clone the repository "

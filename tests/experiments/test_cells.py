@@ -209,9 +209,10 @@ def test_a_write_that_fails_leaves_the_old_cell(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InvalidArgumentError, match="No space left on device; what is finished"):
         store.keep(CELL, Measured([{"value": 2}]))
     assert store.find(CELL)[0].rows == [{"value": 1}]
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

@@ -53,7 +53,13 @@ def recorded(rows, curves):
     """A run whose rows and curves are these."""
     frame = pd.DataFrame(rows)
     reproduction = Reproduction(
-        "tiny", "a tiny one", lambda plan: {"rows": 7}, lambda plan: [], None, None
+        "tiny",
+        "a tiny one",
+        lambda plan: {"rows": 7},
+        lambda plan: [],
+        None,
+        None,
+        by=("method", "rate"),
     )
     report = Report("", {"comparison": pd.DataFrame({"a": [1]})}, {}, {"test/accuracy/x": 0.5})
     reproduced = Reproduced(report, Results(frame, curves), Path(), ["1+a", "1+b"], 0, 0)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lrsearch.stats import explosion_threshold, first_divergence
 from lrsearch.stats.convergence import exponential_test
-from lrsearch.stats.divergence import beyond_noise, has_spike, is_unstable
+from lrsearch.stats.divergence import beyond_noise, has_spike, is_unstable, relapses
 
 NAN, INF = float("nan"), float("inf")
 
@@ -154,3 +154,24 @@ def test_noise_alone_is_no_spike():
     rng = np.random.default_rng(4)
     noisy = [2.3 + 0.3 * rng.standard_t(3, size=60) for _ in range(300)]
     assert sum(map(has_spike, noisy)) <= 3
+
+
+def test_a_curve_without_noise_relapses_where_it_climbs_back():
+    fall = 5.0 * np.exp(-0.2 * np.arange(40.0)) + 0.5
+    assert not relapses(fall)
+    # Housing, 8-32-32-1, at 1.4 times 2 / sharpness: out of the valley at steps 16 and 35.
+    caught = [5.58, 4.75, 4.1, 1.32, 1.18, 0.75, 0.69, 1.22, 2.52, 1.34, 0.85, 0.55, 2.92]
+    assert relapses(caught)
+    assert not relapses(caught[:8])
+    assert relapses([*fall, 1.8])
+    assert not relapses([*fall, 1.7])
+    assert not relapses(np.arange(10.0))  # it never fell
+    assert not relapses([1.0, 0.0, NAN, 1.0])
+    assert not relapses([])
+
+
+@given(st.lists(st.floats(-5.0, 5.0), min_size=2, max_size=30))
+def test_a_relapse_knows_no_unit(losses):
+    array = np.array(losses)
+    assert relapses(4.0 * array) == relapses(array)
+    assert relapses(np.minimum.accumulate(array)) is False
