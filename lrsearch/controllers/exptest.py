@@ -41,11 +41,12 @@ PAPER_FLOOR = 4
 CEILING_SHARE = 0.1
 CEILING_STEPS = 2000
 # A flat start is looked at three times, at 1, 2 and 4 window lengths, or as far as a quarter of the
-# budget; the looks spend alpha as 1/2 + 1/4 + 1/8, and a steady fall at the last look another half.
+# budget; the looks spend alpha as 1/2 + 1/4 + 1/8, and a steady fall at the last look the rest.
 LOOKS = 3
 PATIENCE_SHARE = 0.25
-STEADY_SHARE = 0.5
-# An undecided plateau is watched for at most half the budget, or 32 window lengths.
+STEADY_SHARE = 0.125
+# An undecided plateau is watched for at most half the budget, or 32 window lengths; these looks
+# spend alpha as 1/2 + 1/4 + ... too.
 WATCH_SHARE = 0.5
 WATCH_LENGTHS = 32
 # Rungs below this share of the first rate are not tried; decays stop there too.
@@ -86,8 +87,8 @@ class ExpTestSettings:
         """Fewest steps of a window."""
         return ROBUST_FLOOR if self.mode == "robust" else PAPER_FLOOR
 
-    def search_level(self, looks: int) -> float:
-        """Level of the F-test after so many earlier looks at the same window."""
+    def level(self, looks: int) -> float:
+        """Level of a test after so many earlier looks at the same window."""
         return self.alpha if self.mode == "paper" else self.alpha / 2.0 ** (looks + 1)
 
     @property
@@ -234,7 +235,7 @@ def diverged(
 def _search(
     settings: ExpTestSettings, state: ExpTestState, look: _Look, end: int
 ) -> tuple[ExpTestState, Decision]:
-    level = settings.search_level(state.looks)
+    level = settings.level(state.looks)
     look.f_test(level)
     if settings.mode == "paper":
         return look.accept("decay") if look.passed else look.restart("not exponential")
@@ -258,7 +259,7 @@ def _search(
 def _train(
     settings: ExpTestSettings, state: ExpTestState, look: _Look, end: int
 ) -> tuple[ExpTestState, Decision]:
-    verdict = look.plateau(settings.alpha)
+    verdict = look.plateau(settings.level(state.looks))
     if verdict == "plateau" and state.factor * settings.beta > SMALLEST_FACTOR:
         return look.decay()
     if verdict == "undecided":

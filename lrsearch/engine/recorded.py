@@ -66,10 +66,9 @@ class Replay:
         return next((window for window in self.windows if window.decision in kinds), None)
 
     def level(self, window: WindowStats) -> float:
-        """Level at which a window was tested: the looks of the search share alpha."""
-        earlier = [w for w in self.search if w.start == window.start and w.index < window.index]
-        searching = window.phase == "searching"
-        return self.settings.search_level(len(earlier)) if searching else self.settings.alpha
+        """Level at which a window was tested: the looks at a window share alpha."""
+        earlier = [w for w in self.windows if w.start == window.start and w.index < window.index]
+        return self.settings.level(len(earlier))
 
     @property
     def verdict(self) -> Verdict:

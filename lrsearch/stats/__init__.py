@@ -1,7 +1,6 @@
 """Pure statistics of loss curves: fits, the F-test, the plateau test, windows (numpy, scipy)."""
 
 from lrsearch.stats.convergence import MODES, FTestResult, Mode, exponential_test
-from lrsearch.stats.dependence import effective_sample_size, lag_one_autocorrelation
 from lrsearch.stats.divergence import explosion_threshold, first_divergence
 from lrsearch.stats.exponential import ExponentialFit, fit_exponential
 from lrsearch.stats.line import LineFit, fit_line
@@ -15,13 +14,11 @@ __all__ = [
     "LineFit",
     "Mode",
     "PlateauResult",
-    "effective_sample_size",
     "explosion_threshold",
     "exponential_test",
     "first_divergence",
     "fit_exponential",
     "fit_line",
-    "lag_one_autocorrelation",
     "plateau_test",
     "window_correction",
     "window_length",

@@ -8,7 +8,7 @@ are refined; no starting value is needed and none can be wrong.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, sqrt
 
@@ -60,13 +60,18 @@ class ExponentialFit:
 
 @dataclass(frozen=True, slots=True)
 class UnitExponential:
-    """The fit on the series' own scale, with its residuals, shape (window,)."""
+    """The fit on the series' own scale, with its residuals, shape (window,).
+
+    ``explained``, shape (rates,): sum of squares that a decay of each rate of the search's grid
+    explains; see ``grid_of``.
+    """
 
     amplitude: float
     rate: float
     offset: float
     sse: float
     residual: FloatArray
+    explained: FloatArray
 
 
 def fit_exponential(
@@ -121,27 +126,35 @@ def exponential_of(
     """
     z = series.values
     steps = z.size - 1
-    decay = _search(z, min(largest_rate, _LARGEST_EXPONENT_PER_STEP) * steps, signed=decay_only)
-    best = _solve(z, decay / steps, signed=decay_only)
+    best = _solve(z, *_search(z, _reach(z.size, largest_rate), signed=decay_only), decay_only)
     if not decay_only:
-        growth = _search(z[::-1], min(_LARGEST_GROWTH_EXPONENT, 40.0 * steps), signed=False)
-        mirrored = _solve(z[::-1], growth / steps, signed=False)
+        growth, explained = _search(
+            z[::-1], min(_LARGEST_GROWTH_EXPONENT, 40.0 * steps), signed=False
+        )
+        mirrored = _solve(z[::-1], growth, explained, signed=False)
         if mirrored.sse < best.sse:
-            best = UnitExponential(
+            best = replace(
+                mirrored,
                 amplitude=mirrored.amplitude * float(np.exp(-growth)),
                 rate=-mirrored.rate,
-                offset=mirrored.offset,
-                sse=mirrored.sse,
                 residual=mirrored.residual[::-1],
             )
-    if best.sse <= series.noise_floor:
-        return UnitExponential(best.amplitude, best.rate, best.offset, 0.0, best.residual)
-    return best
+    return replace(best, sse=0.0) if best.sse <= series.noise_floor else best
 
 
-def _search(z: FloatArray, largest_exponent: float, *, signed: bool) -> float:
-    """The exponent over the window that explains most of z, within the grid's reach."""
-    grid, basis = _grid(z.size, max(largest_exponent, 10.0 * _SMALLEST_EXPONENT))
+def grid_of(n: int, *, largest_rate: float = _LARGEST_EXPONENT_PER_STEP) -> FloatArray:
+    """Exponents over a window of n points, rate times n - 1, that the search's grid holds."""
+    return np.exp(_grid(n, _reach(n, largest_rate))[0])
+
+
+def _reach(n: int, largest_rate: float) -> float:
+    largest = min(largest_rate, _LARGEST_EXPONENT_PER_STEP) * (n - 1)
+    return max(largest, 10.0 * _SMALLEST_EXPONENT)
+
+
+def _search(z: FloatArray, largest_exponent: float, *, signed: bool) -> tuple[float, FloatArray]:
+    """The exponent over the window that explains most of z, and what the grid's explain."""
+    grid, basis = _grid(z.size, largest_exponent)
     low, high = grid[0], grid[-1]
     gain = _explained(z, np.exp(grid), signed=signed) if basis is None else basis.explain(z, signed)
     peak = np.ones(grid.size, dtype=bool)
@@ -168,8 +181,8 @@ def _search(z: FloatArray, largest_exponent: float, *, signed: bool) -> float:
             break
     exponents = np.exp(centres)
     if exponents.size == 1:
-        return float(exponents[0])
-    return float(exponents[np.argmax(_explained(z, exponents, signed=signed))])
+        return float(exponents[0]), gain
+    return float(exponents[np.argmax(_explained(z, exponents, signed=signed))]), gain
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +254,9 @@ def _spread_of_powers(n: int, rates: FloatArray) -> FloatArray:
     return np.where(rates * n < 1e-3, nearly_line, second - first * first / n)
 
 
-def _solve(z: FloatArray, rate: float, *, signed: bool) -> UnitExponential:
-    """Amplitude, offset and residuals at a fixed rate, from the residuals themselves."""
+def _solve(z: FloatArray, exponent: float, explained: FloatArray, signed: bool) -> UnitExponential:
+    """Amplitude, offset and residuals at a fixed exponent, from the residuals themselves."""
+    rate = exponent / (z.size - 1)
     basis = np.exp(-rate * np.arange(z.size))
     centre = float(basis.mean())
     centred = np.expm1(-rate * np.arange(z.size))
@@ -258,4 +272,5 @@ def _solve(z: FloatArray, rate: float, *, signed: bool) -> UnitExponential:
         offset=-amplitude * centre,
         sse=float(residual @ residual),
         residual=residual,
+        explained=explained,
     )

@@ -6,19 +6,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import special
+from scipy import optimize, special
 
 from lrsearch.errors import require_choice, require_in_open_unit_interval, require_positive
 from lrsearch.stats.convergence import MODES, Mode
-from lrsearch.stats.dependence import effective_sample_size
 from lrsearch.stats.line import line_of, step_spread
-from lrsearch.stats.series import Losses, as_losses, standardize
+from lrsearch.stats.regression import CorrelatedFit, correlated_fit
+from lrsearch.stats.series import Losses, Series, as_losses, standardize
 
 Verdict = Literal["descending", "plateau", "undecided"]
 
 # Fewest points with one degree of freedom left after two parameters.
 _FEWEST = 3
-_FEWEST_EFFECTIVE = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +25,8 @@ class PlateauResult:
     """Outcome of the test of a window's slope.
 
     Attributes:
-        statistic: t = slope / standard error; negative if the losses fall. NaN if there is nothing
-            to test.
+        statistic: t = slope / standard error, averaged over the correlation in "robust" mode;
+            negative if the losses fall. NaN if there is nothing to test.
         pvalue: lower tail of t: small if the losses fall.
         verdict: "descending", "plateau" or "undecided" (never in "paper" mode).
         slope: [loss per step].
@@ -57,9 +56,10 @@ def plateau_test(
     ``mode="paper"``: "descending" if p < alpha, else "plateau". That takes absence of evidence for
     evidence: a short window is a plateau because it is short.
 
-    ``mode="robust"`` (default): N is the effective sample size of the residuals, and a plateau must
-    be *shown*, by an equivalence test: the slope's confidence bound at level 1 - alpha rules out
-    a fall of more than ``margin`` of the mean loss over the window. Neither shown: "undecided", and
+    ``mode="robust"`` (default): the slope and its standard error are those of noise that is AR(1)
+    and may fade (see ``correlated_fit``), p is averaged over its correlation, and a plateau must be
+    *shown*, by an equivalence test: the slope's confidence bound at level 1 - alpha rules out a
+    fall of more than ``margin`` of the mean loss over the window. Neither shown: "undecided", and
     more losses are needed.
 
     Args:
@@ -97,33 +97,68 @@ def plateau_test(
         return PlateauResult(
             statistic, 0.0 if falls else 1.0, verdict, loss_slope, 0.0, loss_slope, n, float(n)
         )
-    x = np.arange(n) - (n - 1) / 2.0
-    n_effective = float(n)
+    scale = series.scale
+    matters = margin * abs(series.location) / n
     if robust:
-        residual = series.values - slope * x
-        n_effective = effective_sample_size(residual, fewest=_FEWEST_EFFECTIVE)
-    df = n_effective - 2.0
-    if df <= 0.0:
-        return PlateauResult(nan, 1.0, silent, slope * series.scale, nan, nan, n, n_effective)
-    # stderr^2 = (sse / df) / (spread of n_effective points over the same steps)
+        return _robust(series, alpha, matters)
+    df = n - 2.0
     stderr = float(np.sqrt(sse / df / step_spread(n)))
     statistic = slope / stderr
     pvalue = float(special.stdtr(df, statistic))
-    steepest = slope - float(special.stdtrit(df, 1.0 - alpha)) * stderr
-    matters = margin * abs(series.location) / series.scale / n
-    if pvalue < alpha:
-        verdict = "descending"
-    elif not robust or steepest > -matters:
-        verdict = "plateau"
-    else:
-        verdict = "undecided"
     return PlateauResult(
         statistic=statistic,
         pvalue=pvalue,
-        verdict=verdict,
-        slope=slope * series.scale,
-        slope_stderr=stderr * series.scale,
-        steepest=steepest * series.scale,
+        verdict="descending" if pvalue < alpha else "plateau",
+        slope=slope * scale,
+        slope_stderr=stderr * scale,
+        steepest=(slope - float(special.stdtrit(df, 1.0 - alpha)) * stderr) * scale,
         n=n,
-        n_effective=n_effective,
+        n_effective=float(n),
     )
+
+
+def _robust(series: Series, alpha: float, matters: float) -> PlateauResult:
+    """The verdict from the slope in correlated noise; ``matters``: fall [loss per step]."""
+    n = series.values.size
+    time = np.arange(n) - (n - 1) / 2.0
+    # Columns of one size; the slope is then that per ``reach`` steps.
+    reach = float(np.sqrt(step_spread(n)))
+    columns = np.stack([np.full(n, 1.0 / np.sqrt(n)), time / reach])
+    fit = correlated_fit(columns, series.values, noise_floor=series.noise_floor)
+    unit = series.scale / reach
+    pvalue = fit.averaged(special.stdtr(fit.df, fit.t()))
+    steepest = _lower_bound(fit, alpha) * unit
+    slope = float(fit.weight @ fit.coefficient) * unit
+    stderr = float(np.sqrt(fit.weight @ fit.stderr**2)) * unit
+    verdict: Verdict = "undecided"
+    if pvalue < alpha:
+        verdict = "descending"
+    elif steepest > -matters:
+        verdict = "plateau"
+    r = max(fit.correlation, 0.0)
+    return PlateauResult(
+        statistic=float(fit.weight @ fit.t()),
+        pvalue=pvalue,
+        verdict=verdict,
+        slope=slope,
+        slope_stderr=stderr,
+        steepest=steepest,
+        n=n,
+        n_effective=n * (1.0 - r) / (1.0 + r),
+    )
+
+
+def _lower_bound(fit: CorrelatedFit, alpha: float) -> float:
+    """The coefficient below which the truth lies with posterior probability alpha."""
+    ends = fit.coefficient - float(special.stdtrit(fit.df, 1.0 - alpha)) * fit.stderr
+    low, high = float(ends.min()), float(ends.max())
+    if not low < high:
+        return low
+
+    def excess(bound: float) -> float:
+        return fit.averaged(special.stdtr(fit.df, -fit.t(bound))) - alpha
+
+    # At the ends every term is at most, or at least, alpha; rounding may say otherwise.
+    if excess(low) >= 0.0 or excess(high) <= 0.0:
+        return low
+    return float(optimize.brentq(excess, low, high, xtol=1e-9 * (high - low)))
