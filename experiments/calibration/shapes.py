@@ -17,9 +17,6 @@ FloatArray = NDArray[np.float64]
 Curve = Callable[[int], FloatArray]
 
 DROP = 10.0
-# A window's level in the plateau cells, and its noise as a share of that.
-LEVEL = 1.0
-MARGIN = 0.05
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ CORRELATIONS = (0.5, 0.8, 0.9, 0.95)
 
 NO_DECAY = (
     Shape("flat", flat),
-    *(Shape(f"linear fall of {drop}", line(drop)) for drop in (1, 3, 10, 100)),
+    *(Shape(f"linear fall of {drop}", line(drop)) for drop in (3, 10, 100)),
     Shape("linear rise of 10", line(-10.0)),
     Shape("saturating rise", exponential(4.0, -DROP)),
     Shape("explosive rise", over(lambda x: DROP * np.expm1(4.0 * x) / np.expm1(4.0))),
@@ -154,4 +151,45 @@ BETWEEN = (
     *(Shape(f"step down at {at}", step(at, DROP)) for at in (0.1, 0.5, 0.9)),
     Shape("step up at 0.5", step(0.5, -DROP)),
     Shape("falls, then rises", over(lambda x: DROP * np.abs(2.0 * x - 1.0))),
+)
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Losses around 1 on a straight line, for the plateau test.
+
+    Attributes:
+        fall: over the first window [loss].
+        noise: its law.
+        size: its standard deviation [loss].
+    """
+
+    name: str
+    fall: float
+    noise: Noise = field(default_factory=Noise)
+    size: float = 0.05
+
+    def sample(self, rng: np.random.Generator, replicates: int, n: int, windows: int) -> FloatArray:
+        """Runs of ``windows`` times n losses, shape (replicates, windows * n) [loss]."""
+        steps = np.arange(windows * n)
+        mean = 1.0 + self.fall * (0.5 - (steps + 0.5) / n)
+        return mean + self.size * self.noise.sample(rng, replicates, windows * n)
+
+
+MARGIN = 0.05  # of ``plateau_test``
+_NOISES = {
+    "": Noise(),
+    ", AR(1) 0.8": Noise(0.8),
+    ", AR(1) 0.95": Noise(0.95),
+    ", fading noise": FADING,
+    ", t3 noise": HEAVY,
+}
+SLOPES = tuple(
+    Slope(name + suffix, fall, noise)
+    for name, fall in (
+        ("plateau", 0.0),
+        ("falls by the margin", MARGIN),
+        ("falls by twice the margin", 2.0 * MARGIN),
+    )
+    for suffix, noise in _NOISES.items()
 )
