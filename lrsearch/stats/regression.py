@@ -21,8 +21,8 @@ _NEGLIGIBLE = 1e-4
 # The noise at the window's ends is between 0.1 and 1.9 times that in the middle.
 _STEEPEST_PROFILE = 0.9
 # The correlation of short windows is underestimated, since trend and noise look alike there: the
-# standard errors grow by sqrt(1 + 70 r^2 / n). Measured on AR(1) noise up to 0.95, n >= 50.
-_SHORTNESS = 70.0
+# standard errors grow by sqrt(1 + 100 r^2 / n). Measured on AR(1) noise up to 0.95, n >= 50.
+_SHORTNESS = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def correlated_fit(columns: FloatArray, y: FloatArray, *, noise_floor: float) ->
 
     The standard errors are widened where the squared residuals are large at the losses that decide
     the coefficient (White's HC1 at the mean correlation; never narrowed), and by
-    sqrt(1 + 70 r^2 / n) for positive r.
+    sqrt(1 + 100 r^2 / n) for positive r.
 
     Args:
         columns: shape (p, n), linearly independent, of comparable norms.
@@ -91,11 +91,12 @@ def correlated_fit(columns: FloatArray, y: FloatArray, *, noise_floor: float) ->
     # With the residual for y, RSS keeps its digits, and the coefficient comes as a correction.
     scaled = np.vstack([columns, residual]) / deviation
     fisher = np.linspace(_LOWEST, _HIGHEST, _GRID)
-    coarse = _posterior(scaled, np.tanh(fisher))[2]
+    moments = _moments(scaled)
+    coarse = _posterior(moments, n, np.tanh(fisher))[2]
     likely = np.flatnonzero(coarse > _NEGLIGIBLE * coarse.max())
     ends = fisher[max(likely[0] - 1, 0)], fisher[min(likely[-1] + 1, _GRID - 1)]
     correlations = np.tanh(np.linspace(*ends, _GRID))
-    correction, variance, weight = _posterior(scaled, correlations)
+    correction, variance, weight = _posterior(moments, n, correlations)
     mean = float(weight @ correlations)
     positive = np.maximum(correlations, 0.0)
     variance *= _loudness(scaled, mean) * (1.0 + _SHORTNESS * positive**2 / n)
@@ -118,27 +119,31 @@ def _deviation(residual: FloatArray) -> FloatArray:
     return np.asarray(line / np.sqrt(np.mean(line * line)))
 
 
-def _posterior(
-    scaled: FloatArray, correlations: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Coefficient, its variance and the weight for every correlation.
-
-    ``scaled`` holds the columns and, last, y; shape (p + 1, n). The grid is even in the Fisher
-    transform, so a prior that is flat in r has density 1 - r^2 on it.
-    """
-    n = scaled.shape[1]
-    p = scaled.shape[0] - 1
+def _moments(scaled: FloatArray) -> FloatArray:
+    """Products of the rows, shape (p + 1, n), at lag 0, at lag 1 and at the ends alone."""
     level = scaled @ scaled.T
     neighbours = scaled[:, 1:] @ scaled[:, :-1].T
-    neighbours = neighbours + neighbours.T
-    ends = np.outer(scaled[:, 0], scaled[:, 0]) + np.outer(scaled[:, -1], scaled[:, -1])
+    ends = scaled[:, [0, -1]] @ scaled[:, [0, -1]].T
+    return np.stack([level, neighbours + neighbours.T, ends])
+
+
+def _posterior(
+    moments: FloatArray, n: int, correlations: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Last coefficient, its variance and the weight for every correlation.
+
+    ``moments`` of the p columns and, last, y. The grid is even in the Fisher transform, so a prior
+    that is flat in r has density 1 - r^2 on it.
+    """
+    level, neighbours, ends = moments
+    p = level.shape[0] - 1
     r = correlations[:, None, None]
-    moments = ((1.0 + r * r) * level - r * neighbours - r * r * ends) / (1.0 - r * r)
-    inner, cross = moments[:, :p, :p], moments[:, :p, p]
+    products = ((1.0 + r * r) * level - r * neighbours - r * r * ends) / (1.0 - r * r)
+    inner, cross = products[:, :p, :p], products[:, :p, p]
     inverse = np.linalg.inv(inner)
     beta = np.einsum("gij,gj->gi", inverse, cross)
     tiny = np.finfo(np.float64).tiny
-    rss = np.maximum(moments[:, p, p] - np.einsum("gi,gi->g", beta, cross), tiny)
+    rss = np.maximum(products[:, p, p] - np.einsum("gi,gi->g", beta, cross), tiny)
     shrunk = np.log1p(-correlations * correlations)
     log_weight = shrunk - 0.5 * (
         (n - 1) * shrunk + np.linalg.slogdet(inner)[1] + (n - p) * np.log(rss)

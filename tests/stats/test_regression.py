@@ -34,7 +34,9 @@ def test_every_correlation_has_the_coefficient_and_likelihood_of_dense_gls(corre
         -np.linalg.slogdet(inverse)[1] + np.linalg.slogdet(inner)[1] + (n - 2) * np.log(rss)
     )
     grid = np.array([0.0, correlation])
-    found, squared, weight = regression._posterior(np.vstack([columns, y]), grid)
+    found, squared, weight = regression._posterior(
+        regression._moments(np.vstack([columns, y])), n, grid
+    )
     assert found[1] == pytest.approx(beta[-1], rel=1e-9)
     assert squared[1] == pytest.approx(variance, rel=1e-9)
     flat = y - columns.T @ np.linalg.lstsq(columns.T, y, rcond=None)[0]
