@@ -101,7 +101,7 @@ def exponential(exponent: float, drop: float = DROP) -> Curve:
 
 
 def power_law(power: float) -> Curve:
-    return falling(lambda n: (1.0 + np.arange(n)) ** -power)
+    return falling(lambda n: np.asarray((1.0 + np.arange(n)) ** -power, np.float64))
 
 
 def loud_first(height: float) -> Curve:
@@ -109,7 +109,7 @@ def loud_first(height: float) -> Curve:
 
 
 def step(at: float, drop: float) -> Curve:
-    return over(lambda x: -drop * (x >= at))
+    return over(lambda x: np.asarray(-drop * (x >= at), np.float64))
 
 
 FADING, GROWING = Noise(profile=(3.0, 0.3)), Noise(profile=(0.3, 3.0))

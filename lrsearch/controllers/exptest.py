@@ -27,7 +27,13 @@ from lrsearch.errors import (
     require_number,
 )
 from lrsearch.stats.convergence import MODES, Mode, exponential_test
-from lrsearch.stats.divergence import SPIKE_FACTOR, first_divergence, has_spike, is_unstable
+from lrsearch.stats.divergence import (
+    SPIKE_FACTOR,
+    first_divergence,
+    has_spike,
+    is_unstable,
+    relapses,
+)
 from lrsearch.stats.plateau import plateau_test
 from lrsearch.stats.window import window_length
 from lrsearch.windows import Kind, Phase, WindowStats
@@ -370,6 +376,8 @@ class _Look:
     def accept_if_stable(self, reason: str) -> tuple[ExpTestState, Decision]:
         factor = 1.0 if self._settings.full_batch else SPIKE_FACTOR
         unstable = is_unstable(self.losses, factor=factor)
+        # A full batch has no noise that could climb back by a share of a fall that is a decay's.
+        unstable = unstable or (self._settings.full_batch and relapses(self.losses))
         return self.restart("unstable") if unstable else self.accept(reason)
 
     def next_window(self, reason: str) -> tuple[ExpTestState, Decision]:

@@ -144,10 +144,13 @@ def _draw_fits(axes: Axes, replay: Replay, window: WindowStats, *, strong: bool)
     losses = np.asarray(replay.curve.losses, dtype=np.float64)[inside]
     if losses.size < 4 or not np.all(np.isfinite(losses)):
         return
+    places = at[inside].astype(np.float64)
+    robust = replay.settings.mode == "robust"
+    if robust:  # which leaves out the first loss
+        losses, places = losses[1:], places[1:]
     # The fits count losses, the axis counts steps.
     x = np.linspace(0.0, losses.size - 1.0, _FIT_POINTS)
-    shown = np.interp(x, np.arange(losses.size), at[inside].astype(np.float64))
-    robust = replay.settings.mode == "robust"
+    shown = np.interp(x, np.arange(losses.size), places)
     decay = fit_exponential(losses, largest_rate=LARGEST_ROBUST_RATE if robust else np.inf)
     line = fit_line(losses)
     ink, width = (1.0, 2.0) if strong else (0.4, 1.2)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import special
 
 from lrsearch.errors import require_choice, require_in_open_unit_interval
-from lrsearch.stats.curvature import curvature_of
+from lrsearch.stats.curvature import curvature_of, end_rises
 from lrsearch.stats.exponential import exponential_of
 from lrsearch.stats.line import line_of
 from lrsearch.stats.series import Losses, as_losses, standardize
@@ -63,11 +63,12 @@ def exponential_test(losses: Losses, *, alpha: float = 0.05, mode: Mode = "robus
 
     ``mode="robust"`` (default) asks that as well, SSE_exp < SSE_lin, and takes its p-value from the
     decay's curvature beside a line, in noise whose correlation and change of size are estimated
-    (see ``curvature_of``). Two things are no decay by themselves:
+    (see ``curvature_of``). Three things are no decay by themselves:
 
     * one loud loss at the start: the first loss, that of the initial weights, is left out. A step
       that kills a network leaves such a window: the first loss, and then a constant;
-    * a decay that is over within one step.
+    * a decay that is over within one step;
+    * a fall followed by a rise: p is 1 where the second half of the window rises beyond doubt.
 
     Args:
         losses: shape (window,) [loss]. Any numbers are survived.
@@ -104,6 +105,8 @@ def exponential_test(losses: Losses, *, alpha: float = 0.05, mode: Mode = "robus
         curvature = curvature_of(series, fit, largest_rate=LARGEST_ROBUST_RATE)
         statistic, pvalue = curvature.statistic, curvature.pvalue
         n_effective = curvature.n_effective
+        if pvalue < alpha and end_rises(series):
+            pvalue = 1.0
     unit = series.scale * series.scale
     passed = bool(pvalue < alpha)
     return FTestResult(

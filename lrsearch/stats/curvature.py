@@ -18,6 +18,8 @@ _OPEN = 10.0
 # Longer windows have the angles of this length, and a closed form for decays faster than 1/100 of
 # them.
 _TABULATED = 512
+_SHORTEST_END = 8
+_RISE_LEVEL = 0.001
 _FAST = 100.0
 
 
@@ -77,6 +79,22 @@ def curvature_of(series: Series, fit: UnitExponential, *, largest_rate: float) -
     r = max(regression.correlation, 0.0)
     mean = max(float(regression.weight @ t), 0.0)
     return Curvature(mean * mean, pvalue, n * (1.0 - r) / (1.0 + r))
+
+
+def end_rises(series: Series) -> bool:
+    """Does the second half of a window rise beyond doubt?
+
+    A curve that falls and then rises bends as a decay does. The slope of its second half, by
+    ``correlated_fit``, is then positive at a level that costs a decay next to nothing, 0.001.
+    """
+    end = series.values[series.values.size // 2 :]
+    time = np.linspace(-1.0, 1.0, end.size)
+    if end.size < _SHORTEST_END or float(time @ end) <= 0.0:
+        return False
+    centred = end - end.mean()
+    columns = np.stack([np.ones(end.size), time]) / np.sqrt(end.size)
+    fit = correlated_fit(columns, centred, noise_floor=series.noise_floor)
+    return fit.averaged(special.stdtr(fit.df, -fit.t())) < _RISE_LEVEL
 
 
 def _beside_a_line(decay: FloatArray, time: FloatArray) -> tuple[FloatArray, float]:

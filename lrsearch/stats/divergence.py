@@ -124,24 +124,24 @@ def is_unstable(losses: Losses, *, factor: float = SPIKE_FACTOR) -> bool:
 
 
 def relapses(losses: Losses, *, share: float = NET_FALL) -> bool:
-    """Does a curve without noise climb back by a share of what it had fallen?
+    """Does a curve without noise climb back by a share of its fall?
 
     For full-batch descent alone: there every rise is the rate's doing, and one above 2 / sharpness
     throws the weights out of each valley that they have found. Mini-batch noise climbs too.
 
     Args:
         losses: shape (window,) [loss].
-        share: of the fall from the first loss to the lowest so far.
+        share: of the fall from the first loss to the lowest.
 
     Returns:
-        False where the loss never fell, or a loss is not finite.
+        False where the loss never falls, or one is not finite.
     """
     y = as_losses(losses)
     if y.size < 2 or not np.all(np.isfinite(y)):
         return False
-    lowest = np.minimum.accumulate(y)
-    fall = y[0] - lowest
-    return bool(np.any((fall > 0.0) & (y - lowest > share * fall)))
+    fall = float(y[0] - y.min())
+    climb = float(np.max(y - np.minimum.accumulate(y)))
+    return fall > 0.0 and climb > share * fall
 
 
 def _spikes(series: Series, fit: UnitExponential, factor: float) -> bool:

@@ -165,6 +165,8 @@ def test_a_curve_without_noise_relapses_where_it_climbs_back():
     assert not relapses(caught[:8])
     assert relapses([*fall, 1.8])
     assert not relapses([*fall, 1.7])
+    # A shoulder's noise is small beside the fall that follows.
+    assert not relapses([5.5, 5.4, 5.6, 5.4, *fall])
     assert not relapses(np.arange(10.0))  # it never fell
     assert not relapses([1.0, 0.0, NAN, 1.0])
     assert not relapses([])
