@@ -78,10 +78,11 @@ def compare(published: Published | None, values: Sequence[float]) -> dict[str, f
         "gap": mean - published.mean,
     }
     variances = (published.sd**2 / published.n, sd**2 / n if n > 1 else nan)
-    error = sqrt(sum(variances) + published.unit**2 / 12.0)
+    rounding = published.unit**2 / 12.0
+    error = sqrt(sum(variances) + rounding)
     if error > 0.0:
         row["standard_error"] = error
-    if sum(variances) > 0.0:
+    if sum(variances) > rounding:  # else what was printed is too coarse for a test
         test = ttest_ind_from_stats(
             mean, sd, n, published.mean, published.sd, published.n, equal_var=False
         )

@@ -22,6 +22,7 @@ from experiments.exptest.published import (
     TABLE3_FACTORS,
 )
 from experiments.exptest.recorded import DIVERGING, restart_of
+from experiments.exptest.shifts import GRID, TASKS
 from lrsearch.cli import main as cli
 from lrsearch.cli.main import main
 from lrsearch.controllers.exptest import ExpTestSettings
@@ -41,6 +42,8 @@ NAMES = (
     "exptest-table3",
     "exptest-appendix-e",
     "exptest-recorded",
+    "exptest-shifts",
+    "calibration",
 )
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -292,6 +295,51 @@ def test_a_quick_cut_of_mnist_learns(capsys: pytest.CaptureFixture[str], tmp_pat
     assert all(table[form, 32] > 80.0 for form in FORMS)
     # The notebooks' batches alone differ: [E] Fig. 2's order.
     assert table["paper", 32] > table["paper", 512] > table["paper", 2048]
+
+
+# --- our own measurements --------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_quick_look_at_shifts_has_every_task_and_mode(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Called("exptest-shifts", tmp_path / "out", capsys)
+    text = call("--no-tracking")
+    assert "robust less paper, paired over tasks and seeds" in text
+    table, runs = call.table("regrets"), call.table("runs")
+    modes = {"notebook", "paper", "robust"}
+    assert set(table[["task", "method"]].itertuples(index=False, name=None)) == {
+        (task, mode) for task in TASKS for mode in modes
+    }
+    # The regret is to the best fixed rate's accuracy on the same task.
+    fixed = runs[runs["method"] == "SGD"]
+    assert len(fixed) == len(TASKS) * len(GRID)
+    best = fixed.groupby("task")["accuracy"].max()
+    for row in table.to_dict("records"):
+        assert row["regret"] == pytest.approx(best[row["task"]] - row["accuracy"])
+    assert_goes_on(call, monkeypatch, {"regrets", "totals"})
+
+
+@pytest.mark.slow
+def test_a_quick_calibration_has_every_group_and_keeps_alpha(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Called("calibration", tmp_path / "out", capsys)
+    text = call("--no-tracking")
+    assert "robust above alpha beyond the interval, no decay, N >= 50: none" in text
+    assert_files(call, {"calibration"}, {"size", "power"})
+    table = call.table("calibration")
+    assert set(table["group"]) == {"no decay", "decay", "between", "search", "watch"}
+    windows = table[table["group"].isin(["no decay", "decay", "between"])]
+    assert set(windows["test"]) == {"notebook", "plain", "robust"}
+    assert table["share"].between(table["low"], table["high"]).all()
+    assert (table["hits"] == table["share"] * table["replicates"]).all()
+    monkeypatch.setattr(
+        "experiments.calibration.reproduction.measure",
+        lambda *_, **__: pytest.fail("a finished cell was measured again"),
+    )
+    assert_goes_on(call, monkeypatch, {"calibration"})
 
 
 # --- the recorded runs -----------------------------------------------------------------------

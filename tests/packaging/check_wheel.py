@@ -139,6 +139,13 @@ def use(programs: Path, work: Path) -> str:
         check("mlflow" in facts[group], f"entry points lrsearch.{group}: {facts[group]}")
     command = programs / "lrsearch"
     check("search" in run(command, "--help", cwd=work), "lrsearch --help names no search")
+    refused = subprocess.run(
+        [command, "reproduce"], cwd=work, capture_output=True, text=True, check=False
+    )
+    check(
+        refused.returncode == 2 and refused.stderr.count("\n") == 1 and "clone" in refused.stderr,
+        f"reproduce outside a checkout ended with {refused.returncode}: {refused.stderr}",
+    )
     result = json.loads(run(command, *QUICK_SEARCH, "--no-tracking", cwd=work))
     check(result["task"] == "wine-logistic", f"search gave {result['task']!r}")
     check(result["lr"] > 0 and result["steps"] > 0, f"search gave {result}")
