@@ -79,7 +79,7 @@ def reproduce(
             experiment=f"reproduce {name}",
             name=f"{name} {plan.scale}",
             tracking_uri=tracking_uri,
-            tags={"lrsearch.kind": "reproduction", "lrsearch.scale": plan.scale},
+            tags={"lrsearch.reproduction": name, "lrsearch.scale": plan.scale},
         )
     try:
         reproduced = run(
@@ -143,7 +143,7 @@ def _record_run(
     values = {
         _metric(str(key)): float(value)
         for key, value in row.items()
-        if key not in (CURVE, *settings) and not isinstance(value, str) and pd.notna(value)
+        if key not in (CURVE, "lr", *settings) and not isinstance(value, str) and pd.notna(value)
     }
     named = [
         f"{row[key]}" if isinstance(row[key], str) else f"{key} {row[key]}" for key in settings
@@ -152,6 +152,9 @@ def _record_run(
     child = parent.child(" ".join(named), tags={"lrsearch.method": method})
     child.log_params(texts)
     last = len(curve) - 1
+    if pd.notna(row.get("lr")):  # else the optimizer's own
+        child.log_metrics({"train/lr": float(row["lr"])}, 0)
+        values.setdefault("train/lr", float(row["lr"]))
     child.log_metrics(values, last)
     for step in np.unique(np.linspace(0, last, min(_POINTS, len(curve))).astype(int)):
         child.log_metrics({"train/loss": float(curve[step])}, int(step))

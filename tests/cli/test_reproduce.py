@@ -447,7 +447,7 @@ def test_table_3_is_recorded_with_a_nested_run_for_each_training(
     assert content["tracking_uri"] == store_uri
     assert parent.info.status == "FINISHED"
     assert client.get_experiment(parent.info.experiment_id).name == "reproduce exptest-table3"
-    assert parent.data.tags["lrsearch.kind"] == "reproduction"
+    assert parent.data.tags["lrsearch.kind"] == "study"
     assert parent.data.tags["lrsearch.scale"] == "quick"
     assert parent.data.tags["lrsearch.versions"] == ", ".join(content["versions"])
     assert parent.data.params["seeds"] == "0"
