@@ -18,6 +18,7 @@ from experiments.harness.cells import Cell, Measured
 from experiments.harness.comparing import comparison_table
 from experiments.harness.reproduction import SEED, Plan, Report, Reproduction, Results
 from lrsearch.cli.tables import plain
+from lrsearch.tasks.builtin import build_mlp
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +50,8 @@ def measure(cell: Cell, plan: Plan) -> Measured:
     """Plain gradient descent until the validation loss rises; the best weights are tested."""
     split = housing.task_data(plan)
     torch.manual_seed(cell[SEED])
-    bank = Bank([housing.network(split, (cell["width"],) * cell["depth"])], loss="mse")
+    network = build_mlp(split, hidden=(cell["width"],) * cell["depth"])
+    bank = Bank([network], loss="mse")
     rate = float(cell["rate"]) * housing.bound(NOTEBOOK, plan)
     epochs = int(settings(plan)["epochs"])
     best = housing.BestWeights(bank, split)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiments.banks import Bank
 from experiments.exptest import data
@@ -19,6 +18,7 @@ from experiments.harness.cells import Measured
 from experiments.harness.reproduction import Plan
 from lrsearch import TaskData, TrainingTask
 from lrsearch.engine.bound import rate_bound
+from lrsearch.tasks.builtin import build_mlp
 
 EPOCHS: Final = 10_000
 QUICK_EPOCHS: Final = 400
@@ -50,21 +50,12 @@ def bound(mode: str, plan: Plan) -> float:
     task = TrainingTask(
         "housing",
         data=lambda seed: split,
-        model=lambda given: network(given, HIDDEN),
+        model=lambda given: build_mlp(given, hidden=HIDDEN),
         loss="mse",
         metric="mse",
         batch_size=None,
     )
     return rate_bound(task, split, "paper" if mode == "paper" else "robust").lr_max
-
-
-def network(split: TaskData, hidden: Sequence[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them; 8-32-32-1 in Table 3."""
-    widths = (split.train.inputs.shape[1], *hidden, split.outputs)
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(widths):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 @dataclass(slots=True)
@@ -129,7 +120,7 @@ def measure(
     """
     split = task_data(plan)
     torch.manual_seed(seed)
-    bank = Bank([network(split, HIDDEN)], loss="mse")
+    bank = Bank([build_mlp(split, hidden=HIDDEN)], loss="mse")
     epochs = int(settings(plan)["epochs"])
     best = BestWeights(bank, split)
     tell: Callable[[], dict[str, Any]]
@@ -143,7 +134,7 @@ def measure(
             total_steps=epochs,
             full_batch=True,
             # The notebook draws new weights at a restart.
-            reinitialise=lambda: bank.load(0, network(split, HIDDEN)),
+            reinitialise=lambda: bank.load(0, build_mlp(split, hidden=HIDDEN)),
         )
         curves = train(bank, [driver], _batches(split, epochs), steps=epochs, after=best.look)
         tell = lambda: story().as_row()  # noqa: E731

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -28,6 +27,7 @@ from lrsearch import Split, TaskData, TrainingTask
 from lrsearch.cli.tables import plain
 from lrsearch.engine.bound import rate_bound
 from lrsearch.engine.result import records
+from lrsearch.tasks.builtin import build_mlp
 from lrsearch.tasks.datasets import load_dataset
 
 STEPS: Final = 900
@@ -134,14 +134,12 @@ def measure(cell: Cell, plan: Plan) -> Measured:
 
 
 def _network(data: TaskData, shift: Shift) -> nn.Sequential:
-    widths = (data.train.inputs.shape[1], *shift.hidden, data.outputs)
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(widths):
-        linear = nn.Linear(fan_in, fan_out)
-        with torch.no_grad():
-            linear.weight.mul_(shift.weight_scale)
-        layers += [linear, nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    network = build_mlp(data, hidden=shift.hidden)
+    with torch.no_grad():
+        for layer in network:
+            if isinstance(layer, nn.Linear):
+                layer.weight.mul_(shift.weight_scale)
+    return network
 
 
 def _bound(mode: str, data: TaskData, shift: Shift) -> float:
