@@ -24,6 +24,8 @@ SPIKE_FACTOR = 3.0
 SPIKE_NOISE = 4.0
 # A decay must leave the first loss behind by this share of its fall.
 NET_FALL = 0.25
+# A climb is longer than this many typical steps.
+CLIMB = 10.0
 
 
 def explosion_threshold(early: Losses) -> float:
@@ -126,8 +128,9 @@ def is_unstable(losses: Losses, *, factor: float = SPIKE_FACTOR) -> bool:
 def relapses(losses: Losses, *, share: float = NET_FALL) -> bool:
     """Does a curve without noise climb back by a share of its fall?
 
-    For full-batch descent alone: there every rise is the rate's doing, and one above 2 / sharpness
-    throws the weights out of each valley that they have found. Mini-batch noise climbs too.
+    For full-batch descent alone: there a long rise is the rate's doing, and one above 2 / sharpness
+    throws the weights out of each valley that they have found. Mini-batch noise climbs too. The
+    little noise that dropout leaves does not count: a climb is ten times the median step.
 
     Args:
         losses: shape (window,) [loss].
@@ -141,7 +144,7 @@ def relapses(losses: Losses, *, share: float = NET_FALL) -> bool:
         return False
     fall = float(y[0] - y.min())
     climb = float(np.max(y - np.minimum.accumulate(y)))
-    return fall > 0.0 and climb > share * fall
+    return climb > max(share * fall, CLIMB * float(np.median(np.abs(np.diff(y))))) and fall > 0.0
 
 
 def _spikes(series: Series, fit: UnitExponential, factor: float) -> bool:
