@@ -14,7 +14,7 @@ from lrsearch.windows import WindowStats
 
 # What a rejection means, in a clause.
 _MEANINGS = {
-    "diverged": "the loss is not finite, or stays above ten times its start",
+    "diverged": "the loss is not finite, stays above ten times its start, or dwarfs it",
     "not exponential": "a decay explains the losses no better than a line",
     "rising": "the loss rises",
     "unstable": "the loss jumps above its start, or only falls back from its own jump",
