@@ -13,7 +13,7 @@ from torch import nn
 
 from experiments.banks import Bank
 from experiments.exptest import data
-from experiments.exptest.methods import MODES, NOTEBOOK, exptest_run
+from experiments.exptest.methods import NOTEBOOK, exptest_run
 from experiments.exptest.notebook import FTest
 from experiments.exptest.notebook_fit import notebook_f_test
 from experiments.exptest.training import Driver, FixedRates, minibatches, train
@@ -132,6 +132,3 @@ def measure(
 
 def _linear(images: TaskData) -> nn.Module:
     return nn.Linear(images.train.inputs.shape[1], images.outputs)
-
-
-__all__ = ["MODES", "Fixed", "Tested", "bound", "measure", "settings", "task_data"]

@@ -147,7 +147,8 @@ class Reproduced:
         report: tables, figures, text.
         results: all runs.
         folder: where everything was written.
-        versions: code versions that measured the cells; more than one deserves a second look.
+        version: of the code that reports.
+        versions: of the code that measured the cells; another one than ``version`` deserves a look.
         measured: cells measured by this call.
         missing: cells that are not finished; 0 unless time ran out.
     """
@@ -155,6 +156,7 @@ class Reproduced:
     report: Report
     results: Results
     folder: Path
+    version: str
     versions: Sequence[str]
     measured: int
     missing: int
@@ -214,6 +216,7 @@ def run(
         report=report,
         results=results,
         folder=out,
+        version=version,
         versions=sorted({version for _, _, version in kept}),
         measured=measured,
         missing=len(cells) - len(kept),

@@ -189,10 +189,10 @@ def reproduce(options: Namespace) -> int:
         print(f"\nTables, figures and every run: {reproduced.folder}")
         if reproduced.missing:
             print(f"{reproduced.missing} cells are not measured yet: run it again to go on.")
-        if len(reproduced.versions) > 1:
+        if others := [name for name in reproduced.versions if name != reproduced.version]:
             print(
-                f"Cells come from {len(reproduced.versions)} versions of the code "
-                f"({', '.join(reproduced.versions)}); --fresh measures them anew."
+                f"Cells come from another version of the code ({', '.join(others)}; this is "
+                f"{reproduced.version}); --fresh measures them anew."
             )
         if done.run_id:
             print(f"Recorded in {done.tracking_uri}\nLook at it: lrsearch ui")

@@ -23,6 +23,8 @@ from experiments.exptest.published import (
 )
 from experiments.exptest.recorded import DIVERGING, restart_of
 from experiments.exptest.shifts import GRID, TASKS
+from experiments.harness.reproduction import Report, Reproduced, Results
+from experiments.harness.session import Session
 from lrsearch.cli import main as cli
 from lrsearch.cli.main import main
 from lrsearch.controllers.exptest import ExpTestSettings
@@ -295,6 +297,22 @@ def test_a_quick_cut_of_mnist_learns(capsys: pytest.CaptureFixture[str], tmp_pat
     assert all(table[form, 32] > 80.0 for form in FORMS)
     # The notebooks' batches alone differ: [E] Fig. 2's order.
     assert table["paper", 32] > table["paper", 512] > table["paper", 2048]
+
+
+@pytest.mark.parametrize(("versions", "told"), [(["1+a"], False), (["1+0"], True)])
+def test_cells_of_another_version_are_told(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    versions: list[str],
+    told: bool,
+) -> None:
+    """Also where none is of this version: finished cells outlive a change of the code."""
+    rows = Results(pd.DataFrame({"seed": [0]}), [])
+    kept = Reproduced(Report("a table", {}), rows, tmp_path, "1+a", versions, 0, 0)
+    monkeypatch.setattr("lrsearch.cli.reproducing.session", lambda *_, **__: Session(kept, "", ""))
+    assert main(["reproduce", "exptest-table1"]) == 0
+    assert ("another version of the code (1+0; this is 1+a)" in capsys.readouterr().out) == told
 
 
 # --- our own measurements --------------------------------------------------------------------

@@ -62,7 +62,7 @@ def recorded(rows, curves):
         by=("method", "rate"),
     )
     report = Report("", {"comparison": pd.DataFrame({"a": [1]})}, {}, {"test/accuracy/x": 0.5})
-    reproduced = Reproduced(report, Results(frame, curves), Path(), ["1+a", "1+b"], 0, 0)
+    reproduced = Reproduced(report, Results(frame, curves), Path(), "1+b", ["1+a", "1+b"], 0, 0)
     listener = Listener()
     record(reproduction, reproduced, Plan(scale="quick"), listener)
     return listener
