@@ -12,6 +12,7 @@ from lrsearch.bounds.lipschitz import (
     linear_regression_lipschitz,
     lipschitz_constant,
     regression_weight_bound,
+    tikhonov_norm,
 )
 from lrsearch.bounds.stability import averaged_limit, heavy_ball_limit, nesterov_limit
 
@@ -28,4 +29,5 @@ __all__ = [
     "mean_absolute_sum",
     "nesterov_limit",
     "regression_weight_bound",
+    "tikhonov_norm",
 ]

@@ -32,6 +32,8 @@ def lipschitz_constant(
     weight_decay: float = 0.0,
     weight_norm: float = 0.0,
     supremum: bool = False,
+    loss_scale: float = 1.0,
+    tikhonov: float = 0.0,
 ) -> float:
     """How steep is a loss, at most, in the last layer's weights?
 
@@ -45,6 +47,7 @@ def lipschitz_constant(
     "binary_cross_entropy"  K_z / (2 m)                     [L] Eq. 18    K_z / m
     "cross_entropy"         (k - 1) K_z / (k m)             [L] Eq. 23    K_z / m
     + L2 penalty            + lambda K                      [L] 5.3       + lambda K
+    + Tikhonov              + 2 K ‖Gamma^T Gamma‖           [L] 5.3       + 2 K ‖Gamma^T Gamma‖
     ======================  ==============================  ============  =======================
 
     Args:
@@ -59,6 +62,8 @@ def lipschitz_constant(
         weight_decay: lambda >= 0 of the penalty lambda/2 ‖w‖^2.
         weight_norm: K >= 0, bound on ‖w‖, for the penalty.
         supremum: False: the papers' form. True: a bound that holds at any output.
+        loss_scale: the loss is so many times the one above; penalties are not scaled.
+        tikhonov: ‖Gamma^T Gamma‖ >= 0 of a penalty ‖Gamma w‖^2, as :func:`tikhonov_norm` gives it.
 
     Returns:
         L > 0; a learning rate is 1 / L.
@@ -84,6 +89,8 @@ def lipschitz_constant(
     per_row = require_positive("k_z", k_z) / m
     decay = require_not_negative("weight_decay", weight_decay)
     norm = require_not_negative("weight_norm", weight_norm)
+    scale = require_positive("loss_scale", loss_scale)
+    gamma = require_not_negative("tikhonov", tikhonov)
     if loss == "cross_entropy":
         k = require_at_least("classes", _given("classes", classes, loss), 2)
         slope = 1.0 if supremum else (k - 1) / k
@@ -93,7 +100,34 @@ def lipschitz_constant(
         output = require_not_negative("k_a", _given("k_a", k_a, loss))
         target = require_not_negative("target_norm", _given("target_norm", target_norm, loss))
         slope = output + target if supremum else abs(output - target)
-    return _positive_constant(slope * per_row + decay * norm)
+    return _positive_constant(scale * slope * per_row + (decay + 2.0 * gamma) * norm)
+
+
+def tikhonov_norm(gamma: Any) -> float:
+    """The spectral norm of Gamma^T Gamma, for a penalty ‖Gamma w‖^2 ([L] 5.3).
+
+    [L] writes ‖Gamma^2‖, which is the same for a symmetric Gamma alone. Its L2 penalty
+    lambda/2 ‖w‖^2 is Gamma = sqrt(lambda / 2) I (the text: lambda/2 I).
+
+    Args:
+        gamma: a number (times the identity), shape (weights,) (a diagonal), or shape
+            (rows, weights).
+
+    Returns:
+        ‖Gamma‖^2 >= 0.
+
+    Raises:
+        ValueError: if it is empty or not finite.
+        TypeError: on something that is no array of real numbers.
+
+    Example:
+        >>> tikhonov_norm([1.0, -3.0])
+        9.0
+    """
+    matrix = np.asarray(gamma, dtype=np.float64)
+    if matrix.ndim < 2:
+        return float(np.abs(matrix).max()) ** 2
+    return float(np.linalg.norm(_matrix("gamma", gamma), 2)) ** 2
 
 
 def regression_weight_bound(X: Any) -> float:

@@ -17,10 +17,15 @@ from math import isfinite, nan, sqrt
 from typing import Any, Literal
 
 from lrsearch.bounds.lipschitz import lipschitz_constant
-from lrsearch.errors import InvalidArgumentError, require_positive
+from lrsearch.errors import InvalidArgumentError, require_choice, require_positive
 
 RuleKind = Literal["sgd", "momentum", "rmsprop", "adam"]
 _STARTS: dict[RuleKind, int] = {"sgd": 0, "momentum": 1, "rmsprop": 1, "adam": 2}
+# Bounds on the squared gradient: see bound_gradient.
+SQUARED = ("norm", "elementwise", "mean")
+# What [L] begins with: K = x of AdaMo on MNIST (7.3.1), K1 and K2 of Auto-Adam (section 9).
+PAPERS_START: dict[RuleKind, tuple[float, ...]] = {"momentum": (0.1,), "adam": (1.0, 1e-6)}
+_PAPERS_RMSPROP_RATE = 1e-3  # [L] section 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,8 @@ class LipschitzRule:
             rate / gain); the rate is multiplied by it. 1 - mu for torch's velocity.
         start: K before the first estimate, as the papers' remedies for the first epoch have it:
             (K,) for momentum and RMSprop, (K1, K2) for Adam; () for none.
+        corrected: Adam's means are divided by 1 - beta^t, as [L] 6.4 allows; False: they grow from
+            zero, as in the papers' code. A start is never corrected.
     """
 
     kind: RuleKind
@@ -44,6 +51,7 @@ class LipschitzRule:
     eps: float = 0.0
     gain: float = 1.0
     start: tuple[float, ...] = ()
+    corrected: bool = True
 
     def __post_init__(self) -> None:
         for number in self.start:
@@ -80,7 +88,7 @@ class GradientBound:
 
     Attributes:
         lipschitz: L, bound on its norm; NaN if there is none.
-        squared: bound on its squared norm: L^2 without the cross term of loss and penalty.
+        squared: bound on its square, in the sense that was asked for.
         reason: why there is no bound; "" if there is one.
     """
 
@@ -96,33 +104,57 @@ def bound_gradient(
     k_z: float,
     weight_norm: float,
     weight_decay: float = 0.0,
+    tikhonov: float = 0.0,
     classes: int | None = None,
     k_a: float | None = None,
     target_norm: float | None = None,
+    loss_scale: float = 1.0,
     supremum: bool = False,
+    squared: str = "norm",
+    k_squared: float | None = None,
     entries: int = 1,
 ) -> GradientBound:
     """How large is the gradient, and its square, with respect to the last layer's weights?
 
-    L = D + lambda K and S = D^2 + lambda^2 K^2, with D the constant of the loss alone
-    (:func:`lrsearch.bounds.lipschitz_constant`, whose arguments these are). S drops the cross term
-    2 D lambda K, as [L] 6.3 does.
+    L = D + P, with D the constant of the loss alone and P = lambda K + 2 K ‖Gamma^T Gamma‖ that of
+    the penalties (:func:`lrsearch.bounds.lipschitz_constant`, whose arguments these are). For the
+    square there are three readings of [L] 6.3:
+
+    =============  ==========================================  ===================================
+    squared        S                                           source
+    =============  ==========================================  ===================================
+    "norm"         D^2 + P^2                                   the text: (max ‖g‖)^2 without its
+                                                               cross term 2 D P
+    "elementwise"  (D / K_z)^2 max ‖a * a‖_F + 2 D P + P^2     Algorithm 3, line 8: max ‖g * g‖, as
+                                                               the authors' code
+    "mean"         (D^2 + P^2) / entries                       ours: the mean square of one entry,
+                                                               which is what RMSprop and Adam
+                                                               divide by
+    =============  ==========================================  ===================================
 
     Args:
-        entries: S is divided by it. 1: the papers' squared norm. The number of the layer's weights:
-            the mean square of one entry, which is what RMSprop and Adam divide by.
+        squared: which one.
+        k_squared: for "elementwise": max ‖a * a‖_F, the largest Frobenius norm of a batch of
+            squared inputs of the last layer.
+        entries: for "mean": how many weights the last layer has.
 
     Returns:
         The bounds. Numbers that give none, such as K_z = 0 (a dead layer) or NaN (weights that have
         diverged), are no error here: the result says so in ``reason``.
 
+    Raises:
+        ValueError: on an option that is not allowed, or that the loss or ``squared`` lacks.
+
     Example:
         >>> bound_gradient("cross_entropy", batch_size=2, k_z=5.0, classes=10, weight_norm=1.0)
         GradientBound(lipschitz=2.25, squared=5.0625, reason='')
     """
-    observed = {"k_z": k_z, "weight_norm": weight_norm, "k_a": 0.0 if k_a is None else k_a}
+    require_choice("squared", squared, SQUARED)
+    if squared == "elementwise" and k_squared is None:
+        raise InvalidArgumentError("k_squared must be given for squared='elementwise', got None")
+    observed = {"k_z": k_z, "weight_norm": weight_norm, "k_a": k_a, "k_squared": k_squared}
     for name, number in observed.items():
-        if not isfinite(number):
+        if number is not None and not isfinite(number):
             return GradientBound(nan, nan, f"{name} is not finite ({number})")
     if k_z == 0:
         return GradientBound(nan, nan, "the last layer's inputs are all zero")
@@ -135,10 +167,16 @@ def bound_gradient(
         classes=classes,
         k_a=k_a,
         target_norm=target_norm,
+        loss_scale=loss_scale,
         supremum=supremum,
     )
-    penalty = weight_decay * weight_norm
-    return GradientBound(data + penalty, (data**2 + penalty**2) / entries)
+    penalty = (weight_decay + 2.0 * tikhonov) * weight_norm
+    square = data**2 + penalty**2
+    if squared == "mean":
+        square /= entries
+    elif k_squared is not None:
+        square = (data / k_z) ** 2 * k_squared + 2.0 * data * penalty + penalty**2
+    return GradientBound(data + penalty, square)
 
 
 def _slope_vanishes(k_a: float | None, target_norm: float | None, *, supremum: bool) -> bool:
@@ -163,7 +201,8 @@ def renew(
     adam      both, divided by 1 - b1^t and 1 - b2^t                (sqrt(K2) + eps) / K1
     ========  ====================================================  ==========================
 
-    Where ``rule.start`` is given, the averages start there and are not corrected. Without it AdaMo
+    Where ``rule.start`` is given, the averages start there and are not corrected; Adam's are not
+    either where ``rule.corrected`` is False. Without a start AdaMo
     starts at the first L: from zero, as Algorithm 1 has it, the first rate is 1 / (1 - b1) too
     large for a velocity that fills within an epoch (the papers' "around 32"). RMSprop's starts at
     zero, like the optimizer's own. A constant S makes Adam's rate 1, and RMSprop's tend to 1:
@@ -183,6 +222,23 @@ def renew(
     if not (isfinite(rate) and rate > 0):
         return state, None, f"the rate would not be positive and finite ({rate:g})"
     return new, rate, ""
+
+
+def first_rate(rule: LipschitzRule) -> float | None:
+    """The papers' rate of the first epoch, where they fix one; None for plain descent.
+
+    AdaMo: x, which is K too ([L] 7.3.1: "sets K to 0.1 and uses this value as the learning rate").
+    RMSprop: 1e-3 ([L] section 8). Auto-Adam: (sqrt(K2) + eps) / K1 of the start (section 9).
+    In torch's form, so times ``rule.gain``.
+    """
+    if rule.kind == "momentum":
+        return rule.gain * (rule.start or PAPERS_START["momentum"])[0]
+    if rule.kind == "rmsprop":
+        return rule.gain * _PAPERS_RMSPROP_RATE
+    if rule.kind == "adam":
+        k1, k2 = rule.start or PAPERS_START["adam"]
+        return rule.gain * (sqrt(k2) + rule.eps) / k1
+    return None
 
 
 def _average(rule: LipschitzRule, state: LipschitzState, bound: GradientBound) -> LipschitzState:
@@ -208,7 +264,7 @@ def _rate(rule: LipschitzRule, state: LipschitzState, bound: GradientBound) -> f
     if rule.kind == "rmsprop":
         return rule.gain * (sqrt(state.k2) + rule.eps) / bound.lipschitz
     k1, k2 = state.k1, state.k2
-    if not rule.start:
+    if rule.corrected and not rule.start:
         k1 /= 1 - rule.beta1**state.estimates
         k2 /= 1 - rule.beta2**state.estimates
     return rule.gain * (sqrt(k2) + rule.eps) / k1

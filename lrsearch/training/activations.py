@@ -12,74 +12,86 @@ from torch.utils.hooks import RemovableHandle
 
 from lrsearch.errors import InvalidArgumentError, InvalidTypeError
 
+NORMS = ("frobenius", "unit")
+
 
 class ActivationNorms:
-    """Running maxima of the Frobenius norms of a linear layer's batches.
+    """Running maxima of norms of the batches that pass through a linear layer.
 
     Holds no optimizer and no model, so that a model which is copied or saved takes little along.
 
     Args:
-        outputs: note the norms of the outputs as well.
+        norm: K_z of a batch a of shape (rows, units): "frobenius", as the papers' code; or "unit",
+            max_j ‖a_j‖ over the units j, as their text ([L] Eq. 10).
+        outputs: note the Frobenius norm of the outputs as well (K_a).
+        squares: note max ‖a * a‖_F as well.
         training_only: leave out passes in eval mode or without gradients.
     """
 
-    def __init__(self, *, outputs: bool = False, training_only: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        norm: str = "frobenius",
+        outputs: bool = False,
+        squares: bool = False,
+        training_only: bool = True,
+    ) -> None:
         self.rows = 0
-        self._outputs = outputs
+        self._norm = frobenius_norm if norm == "frobenius" else largest_unit_norm
+        self._squares = squares
         self._training_only = training_only
-        # One entry per device: the replicas of nn.DataParallel run in threads.
-        self._inputs_max: dict[torch.device, Tensor] = {}
-        self._outputs_max: dict[torch.device, Tensor] = {}
+        # Of each, one entry per device: the replicas of nn.DataParallel run in threads.
+        self._maxima: dict[str, dict[torch.device, Tensor]] = {"k_z": {}}
+        if outputs:
+            self._maxima["k_a"] = {}
+        if squares:
+            self._maxima["k_squared"] = {}
 
     def attach(self, layer: nn.Linear) -> list[RemovableHandle]:
         """Start to listen to a layer."""
         handles = [layer.register_forward_pre_hook(self._see_inputs, with_kwargs=True)]
-        if self._outputs:
+        if "k_a" in self._maxima:
             handles.append(layer.register_forward_hook(self._see_outputs))
         return handles
 
-    def k_z(self) -> float:
-        """Largest norm of a batch of inputs; NaN if any was. Waits for the device."""
-        return _largest(self._inputs_max)
+    def largest(self) -> dict[str, float]:
+        """Each norm's largest value: "k_z", and "k_a" and "k_squared" where they are noted.
 
-    def k_a(self) -> float:
-        """Largest norm of a batch of outputs; NaN if any was. Waits for the device."""
-        return _largest(self._outputs_max)
+        NaN where nothing was seen, or any batch gave NaN. Waits for the device.
+        """
+        return {name: _largest(found) for name, found in self._maxima.items()}
 
     def clear(self) -> None:
         """Forget everything seen."""
         self.rows = 0
-        self._inputs_max.clear()
-        self._outputs_max.clear()
+        for found in self._maxima.values():
+            found.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen so far; plain numbers."""
-        seen = self.rows > 0
-        return {
-            "rows": self.rows,
-            "k_z": self.k_z() if seen else None,
-            "k_a": self.k_a() if seen and self._outputs else None,
-        }
+        return {"rows": self.rows, "largest": self.largest() if self.rows > 0 else {}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a ``state_dict``."""
         self.clear()
         self.rows = int(state["rows"])
         host = torch.device("cpu")
-        for name, maxima in (("k_z", self._inputs_max), ("k_a", self._outputs_max)):
-            if state[name] is not None:
-                maxima[host] = torch.tensor(state[name], dtype=torch.float64)
+        for name, value in state["largest"].items():
+            if name in self._maxima:
+                self._maxima[name][host] = torch.tensor(value, dtype=torch.float64)
 
     def _see_inputs(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._listens(layer):
             return
         batch = args[0] if args else kwargs["input"]
         self.rows = max(self.rows, prod(batch.shape[:-1]))
-        _keep_largest(self._inputs_max, batch)
+        _keep_largest(self._maxima["k_z"], self._norm(batch), batch.device)
+        if self._squares:
+            _keep_largest(self._maxima["k_squared"], norm_of_squares(batch), batch.device)
 
     def _see_outputs(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if self._listens(layer):
-            _keep_largest(self._outputs_max, output)
+            _keep_largest(self._maxima["k_a"], frobenius_norm(output), output.device)
 
     def _listens(self, layer: nn.Module) -> bool:
         return not self._training_only or (layer.training and torch.is_grad_enabled())
@@ -87,9 +99,25 @@ class ActivationNorms:
 
 def frobenius_norm(tensor: Tensor) -> Tensor:
     """Root of the sum of squares, in float32 or better, where the tensor lives."""
-    wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    norm: Tensor = torch.linalg.vector_norm(tensor.detach(), dtype=wide)
+    norm: Tensor = torch.linalg.vector_norm(tensor.detach(), dtype=_wide(tensor))
     return norm
+
+
+def largest_unit_norm(tensor: Tensor) -> Tensor:
+    """The largest Euclidean norm of a column, all dimensions but the last being rows."""
+    columns = tensor.detach().reshape(-1, tensor.shape[-1])
+    norms: Tensor = torch.linalg.vector_norm(columns, dim=0, dtype=_wide(tensor))
+    return norms.max()
+
+
+def norm_of_squares(tensor: Tensor) -> Tensor:
+    """Frobenius norm of the squared entries, ‖a * a‖_F."""
+    norm: Tensor = torch.linalg.vector_norm(tensor.detach(), ord=4, dtype=_wide(tensor))
+    return norm**2
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -160,11 +188,10 @@ def last_linear(model: nn.Module, layer: str | nn.Module | None = None) -> nn.Li
     return list(linear.values())[-1]
 
 
-def _keep_largest(maxima: dict[torch.device, Tensor], batch: Tensor) -> None:
+def _keep_largest(maxima: dict[torch.device, Tensor], norm: Tensor, device: torch.device) -> None:
     """Never waits for the device; NaN stays."""
-    norm = frobenius_norm(batch)
-    known = maxima.get(batch.device)
-    maxima[batch.device] = norm if known is None else torch.maximum(known, norm)
+    known = maxima.get(device)
+    maxima[device] = norm if known is None else torch.maximum(known, norm)
 
 
 def _largest(maxima: Mapping[torch.device, Tensor]) -> float:

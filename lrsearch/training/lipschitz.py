@@ -10,9 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lrsearch.bounds.losses import LOSSES
-from lrsearch.controllers.lipschitz import LipschitzRule, LipschitzState, bound_gradient, renew
+from lrsearch.controllers.lipschitz import (
+    SQUARED,
+    GradientBound,
+    LipschitzRule,
+    LipschitzState,
+    bound_gradient,
+    first_rate,
+    renew,
+)
 from lrsearch.errors import (
     InvalidArgumentError,
     InvalidTypeError,
@@ -23,13 +32,22 @@ from lrsearch.errors import (
 )
 from lrsearch.tracking import RunTracker
 from lrsearch.training.activations import (
+    NORMS,
     ActivationNorms,
     frobenius_norm,
     largest_of_all,
     last_linear,
     unwrapped,
 )
+from lrsearch.training.optimizer_rules import (
+    as_start,
+    from_papers_start,
+    rule_of,
+    weight_decay_of,
+)
 from lrsearch.training.snapshot import scale_rates
+
+FIRST_EPOCHS = ("optimizer", "batch", "papers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +55,11 @@ class LipschitzEstimate:
     """What an epoch showed, and the rate that follows.
 
     Attributes:
-        k_z: largest Frobenius norm of a batch of inputs to the last layer.
+        k_z: largest norm of a batch of inputs to the last layer.
         weight_bound: largest norm of any parameter.
         lipschitz: L; NaN where there is no bound.
         lr: rate of the first parameter group from here on.
-        epoch: which estimate this is, counted from 0.
+        epoch: the epoch that it is of, counted from 0; -1 for one batch before the first step.
         reason: why the rate was kept; "" if it was renewed.
     """
 
@@ -53,15 +71,20 @@ class LipschitzEstimate:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    k_z: float
+    weight_bound: float
+    bound: GradientBound
+
+
 class LipschitzLR:
     """Sets an optimizer's rate to 1 / L, renewed once an epoch.
 
     L bounds the gradient with respect to the last linear layer's weights, from the largest
-    Frobenius norm K_z of a batch of its inputs ([L] sections 4 to 6; the formulas stand in
+    norm K_z of a batch of its inputs ([L] sections 4 to 6; the formulas stand in
     ``lrsearch.bounds.lipschitz_constant`` and ``lrsearch.controllers.lipschitz``). A hook notes
-    K_z while the model trains; nothing waits for the device until ``step()``. The first epoch has
-    the optimizer's own rate, for which the papers try 0.1, 0.5 and 1 (with their velocity; that
-    times 1 - momentum in torch) or 1e-3 (RMSprop).
+    K_z while the model trains; nothing waits for the device until ``step()``.
 
     Call ``step()`` after each epoch. 1 / L is a heuristic without a safeguard: see
     docs/lipschitz.md. Nothing changes for gradient accumulation: the bound of the micro-batches
@@ -72,8 +95,8 @@ class LipschitzLR:
             rates keep their ratios, the first has the rate above.
         model: the model, bare, compiled or in a parallel wrapper. Processes under
             DistributedDataParallel call ``step()`` together and agree on the largest bound.
-        loss: "cross_entropy", "binary_cross_entropy" or "mse" (1/(2m) times the sum of squares;
-            ``nn.MSELoss`` on one output has twice this gradient), means over the rows.
+        loss: "cross_entropy", "binary_cross_entropy" or "mse" (1/(2m) times the sum of squares),
+            means over the rows.
         classes: number of classes; None: the last layer's outputs.
         batch_size: rows per gradient step; None: the most rows seen at once.
         weight_decay: lambda of lambda/2 ‖w‖^2; None: the largest of the optimizer's groups (0
@@ -83,11 +106,22 @@ class LipschitzLR:
         layer: the last layer, or its name, where it is not the last ``nn.Linear``.
         target_norm: for "mse": norm of a batch of targets; None counts as 0, so L is that of
             targets around zero.
+        loss_scale: the loss is so many times the papers': 2 for ``nn.MSELoss`` on one output.
+        tikhonov: ‖Gamma^T Gamma‖ of a penalty ‖Gamma w‖^2 in the loss; see
+            ``lrsearch.bounds.tikhonov_norm``.
         supremum: a bound for any output instead of the papers' gradient at a uniform one.
-        entrywise: for RMSprop and Adam: a bound on the mean square of one entry of the gradient in
-            place of the papers' squared norm, whose rates of about 1 a deep model does not bear.
-        start: K before the first estimate, as in the papers' code: a number (momentum, RMSprop) or
-            two (Adam: K1, K2; they suggest 1 and 1e-6).
+        norm: K_z of a batch: "frobenius" (the papers' code) or "unit" (their text: the largest
+            norm of one unit's activations; smaller, so the rate is larger).
+        squared: for RMSprop and Adam, the bound on the squared gradient: "norm" (the text; rates
+            of about 1, which a deep model does not bear), "elementwise" (the code) or "mean" (of
+            one entry: what these optimizers divide by).
+        bias_correction: of Adam's means; False lets them grow from zero, as the papers' code.
+        first_epoch: where its rate comes from: "optimizer" (left as it is), "batch" (an estimate
+            from the first batch that is trained on, set before the optimizer's first step, and
+            forgotten by the means) or "papers" (plain SGD: as "batch"; momentum: x, AdaMo's K too;
+            RMSprop 1e-3; Adam: of K1 = 1, K2 = 1e-6).
+        start: K before the first estimate: a number (momentum: x of [L] 7.4; RMSprop) or two
+            (Adam: K1, K2). None: the papers' with ``first_epoch="papers"``, else none.
         tracker: a run of an experiment tracker that gets constant, K_z and rate.
 
     Raises:
@@ -108,8 +142,13 @@ class LipschitzLR:
         exact: bool = False,
         layer: str | nn.Module | None = None,
         target_norm: float | None = None,
+        loss_scale: float = 1.0,
+        tikhonov: float = 0.0,
         supremum: bool = False,
-        entrywise: bool = False,
+        norm: str = "frobenius",
+        squared: str = "norm",
+        bias_correction: bool = True,
+        first_epoch: str = "optimizer",
         start: float | Sequence[float] | None = None,
         tracker: RunTracker | None = None,
     ) -> None:
@@ -131,19 +170,38 @@ class LipschitzLR:
             None if weight_decay is None else require_not_negative("weight_decay", weight_decay)
         )
         self._target_norm = require_not_negative("target_norm", target_norm or 0.0)
-        self._supremum, self._entrywise = supremum, entrywise
-        self._start = _as_start(start)
+        self._loss_scale = require_positive("loss_scale", loss_scale)
+        self._tikhonov = require_not_negative("tikhonov", tikhonov)
+        self._supremum, self._exact = supremum, exact
+        self._squared = require_choice("squared", squared, SQUARED)
+        self._first_epoch = require_choice("first_epoch", first_epoch, FIRST_EPOCHS)
+        if exact and first_epoch == "batch":
+            raise InvalidArgumentError(
+                "first_epoch must not be 'batch' with exact=True: "
+                "call step(batches) before the first epoch instead"
+            )
+        self._start, self._bias_correction = as_start(start), bias_correction
         self._optimizer, self._wrapped, self._model = optimizer, model, unwrapped(model)
-        self._rule()  # refuses what has no rule
+        rule = self._rule()  # refuses what has no rule
         self._tracker = tracker
-        self._exact = exact
         self._state = LipschitzState()
         self._steps = self._epochs = 0
         self._last: LipschitzEstimate | None = None
-        self._norms = ActivationNorms(outputs=loss == "mse", training_only=not exact)
+        self._norms = ActivationNorms(
+            norm=require_choice("norm", norm, NORMS),
+            outputs=loss == "mse",
+            squares=squared == "elementwise",
+            training_only=not exact,
+        )
         self._handles = [optimizer.register_step_post_hook(self._count)]
+        self._pending: RemovableHandle | None = None
         if not exact:
             self._handles += self._norms.attach(self._layer)
+        rate = first_rate(rule) if first_epoch == "papers" else None
+        if rate is not None:
+            self._set_rate(rate)
+        elif first_epoch != "optimizer" and not exact:
+            self._pending = optimizer.register_step_pre_hook(self._before_the_first_step)
 
     @property
     def last(self) -> LipschitzEstimate | None:
@@ -179,36 +237,18 @@ class LipschitzLR:
         if batches is not None:
             self._norms.clear()
             self._pass_over(batches)
-        found = (float(self._norms.rows), self._norms.k_z(), self._norms.k_a())
-        rows, k_z, k_a = largest_of_all(self._wrapped, found)
-        if rows == 0:
+        seen = self._look()
+        if seen is None:
             raise InvalidArgumentError(
                 "step() needs at least one batch through the last layer since the last call "
                 "(in training mode, with gradients, unless exact=True); got none; if it is not the "
                 "layer that makes the outputs, pass layer="
             )
-        weight_norm = self._weight_bound()
-        bound = bound_gradient(
-            self._loss,
-            batch_size=self._batch_size or int(rows),
-            k_z=k_z,
-            weight_norm=weight_norm,
-            weight_decay=self._decay(),
-            classes=self._classes,
-            k_a=k_a if self._loss == "mse" else None,
-            target_norm=self._target_norm if self._loss == "mse" else None,
-            supremum=self._supremum,
-            entries=self._layer.weight.numel() if self._entrywise else 1,
-        )
-        self._state, rate, reason = renew(self._rule(), self._state, bound)
-        if rate is not None:
-            self._set_rate(rate)
-        kept = f"kept the rate: {reason}" if reason else ""
-        last = LipschitzEstimate(k_z, weight_norm, bound.lipschitz, self.lr, self._epochs, kept)
-        self._last = last
+        self._drop_pending()
+        self._state, rate, reason = renew(self._rule(), self._state, seen.bound)
+        last = self._adopt(seen, rate, reason, epoch=self._epochs)
         self._epochs += 1
         self._norms.clear()
-        self._log(last)
         return last
 
     def state_dict(self) -> dict[str, Any]:
@@ -219,6 +259,7 @@ class LipschitzLR:
             "state": self._state.as_dict(),
             "steps": self._steps,
             "epochs": self._epochs,
+            "lr": self.lr,
             "norms": self._norms.state_dict(),
             "last": None if self._last is None else asdict(self._last),
         }
@@ -239,9 +280,13 @@ class LipschitzLR:
         self._norms.load_state_dict(state["norms"])
         last = state["last"]
         self._last = None if last is None else LipschitzEstimate(**last)
+        self._set_rate(state["lr"])
+        if self._steps > 0 or self._epochs > 0:
+            self._drop_pending()
 
     def close(self) -> None:
         """Remove the hooks; the rate stays."""
+        self._drop_pending()
         while self._handles:
             self._handles.pop().remove()
 
@@ -270,16 +315,61 @@ class LipschitzLR:
 
     def _rule(self) -> LipschitzRule:
         """As the optimizer is now: schedulers may move its momentum."""
-        return rule_of(self._optimizer, self._start)
+        rule = rule_of(self._optimizer, self._start, bias_correction=self._bias_correction)
+        return from_papers_start(rule) if self._first_epoch == "papers" else rule
 
-    def _decay(self) -> float:
-        if self._weight_decay is not None:
-            return self._weight_decay
-        groups = self._optimizer.param_groups
-        return max(
-            0.0 if group.get("decoupled_weight_decay") else float(group["weight_decay"])
-            for group in groups
+    def _look(self) -> _Seen | None:
+        """What was seen so far, as a bound of the gradient; None if nothing was."""
+        largest = self._norms.largest()
+        # In one order everywhere: processes that train together exchange them.
+        rows, *norms = largest_of_all(self._wrapped, [float(self._norms.rows), *largest.values()])
+        if rows == 0:
+            return None
+        largest = dict(zip(largest, norms, strict=True))
+        weight_bound = self._weight_bound()
+        decay = self._weight_decay
+        bound = bound_gradient(
+            self._loss,
+            batch_size=self._batch_size or int(rows),
+            k_z=largest["k_z"],
+            weight_norm=weight_bound,
+            weight_decay=weight_decay_of(self._optimizer) if decay is None else decay,
+            tikhonov=self._tikhonov,
+            classes=self._classes,
+            k_a=largest.get("k_a"),
+            target_norm=self._target_norm if self._loss == "mse" else None,
+            loss_scale=self._loss_scale,
+            supremum=self._supremum,
+            squared=self._squared,
+            k_squared=largest.get("k_squared"),
+            entries=self._layer.weight.numel(),
         )
+        return _Seen(largest["k_z"], weight_bound, bound)
+
+    def _adopt(self, seen: _Seen, rate: float | None, reason: str, epoch: int) -> LipschitzEstimate:
+        """Set the rate, if there is one, and say so."""
+        if rate is not None:
+            self._set_rate(rate)
+        kept = f"kept the rate: {reason}" if reason else ""
+        last = LipschitzEstimate(
+            seen.k_z, seen.weight_bound, seen.bound.lipschitz, self.lr, epoch, kept
+        )
+        self._last = last
+        self._log(last)
+        return last
+
+    def _before_the_first_step(self, *_: Any) -> None:
+        seen = self._look()
+        if seen is None:
+            return  # a closure has not run yet: the next step will do
+        self._drop_pending()
+        _forgotten, rate, reason = renew(self._rule(), LipschitzState(), seen.bound)
+        self._adopt(seen, rate, reason, epoch=-1)
+
+    def _drop_pending(self) -> None:
+        if self._pending is not None:
+            self._pending.remove()
+            self._pending = None
 
     def _weight_bound(self) -> float:
         norms = [frobenius_norm(p) for p in self._model.parameters()]
@@ -319,37 +409,6 @@ class LipschitzLR:
             self._tracker.log_metrics(metrics, step=self._steps)
 
 
-def rule_of(optimizer: torch.optim.Optimizer, start: tuple[float, ...] = ()) -> LipschitzRule:
-    """The update rule of a torch optimizer, by its first parameter group.
-
-    Raises:
-        ValueError: if the papers have no rule for it.
-    """
-    group = optimizer.param_groups[0]
-    if isinstance(optimizer, torch.optim.SGD):
-        mu = float(group["momentum"])
-        if mu == 0:
-            return LipschitzRule("sgd", start=start)
-        # A constant g makes the velocity (1 - dampening) g / (1 - mu), Nesterov's too.
-        gain = (1 - mu) / (1 - float(group["dampening"]))
-        return LipschitzRule("momentum", beta1=mu, gain=gain, start=start)
-    if isinstance(optimizer, torch.optim.RMSprop):
-        if group["centered"]:
-            raise InvalidArgumentError(
-                "optimizer must not be a centered RMSprop: its variance has no lower bound that "
-                "LipschitzLR could use; pass centered=False"
-            )
-        alpha, eps, gain = float(group["alpha"]), float(group["eps"]), 1 - float(group["momentum"])
-        return LipschitzRule("rmsprop", beta2=alpha, eps=eps, gain=gain, start=start)
-    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
-        beta1, beta2 = (float(beta) for beta in group["betas"])
-        return LipschitzRule("adam", beta1=beta1, beta2=beta2, eps=float(group["eps"]), start=start)
-    raise InvalidArgumentError(
-        f"optimizer must be SGD, RMSprop, Adam or AdamW, got {type(optimizer).__name__}: "
-        f"LipschitzLR has no update rule for it; ExpTest takes any optimizer"
-    )
-
-
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; each module's own mode after it."""
@@ -360,11 +419,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _as_start(start: float | Sequence[float] | None) -> tuple[float, ...]:
-    if start is None:
-        return ()
-    if isinstance(start, (tuple, list)):
-        return tuple(require_positive("start", number) for number in start)
-    return (require_positive("start", start),)  # type: ignore[arg-type]  # checked there

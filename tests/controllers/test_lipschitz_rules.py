@@ -11,6 +11,7 @@ from lrsearch.controllers.lipschitz import (
     LipschitzRule,
     LipschitzState,
     bound_gradient,
+    first_rate,
     renew,
 )
 
@@ -100,10 +101,74 @@ def test_the_squared_bound_drops_the_cross_term():
 def test_the_bound_of_one_entry_is_smaller_by_the_number_of_entries():
     whole = bound_gradient("binary_cross_entropy", batch_size=4, k_z=2.0, weight_norm=1.0)
     entry = bound_gradient(
-        "binary_cross_entropy", batch_size=4, k_z=2.0, weight_norm=1.0, entries=50
+        "binary_cross_entropy",
+        batch_size=4,
+        k_z=2.0,
+        weight_norm=1.0,
+        squared="mean",
+        entries=50,
     )
     assert whole.lipschitz == entry.lipschitz == 0.25
     assert (whole.squared, entry.squared) == (0.0625, 0.0625 / 50)
+
+
+def test_the_codes_square_takes_the_squared_activations_and_keeps_the_cross_term():
+    found = bound_gradient(
+        "cross_entropy",
+        batch_size=2,
+        k_z=5.0,
+        classes=10,
+        weight_norm=3.0,
+        weight_decay=0.1,
+        squared="elementwise",
+        k_squared=7.0,
+    )
+    assert found.lipschitz == pytest.approx(0.9 * 2.5 + 0.3, rel=1e-12)
+    expected = 0.45**2 * 7.0 + 2 * 2.25 * 0.3 + 0.3**2
+    assert found.squared == pytest.approx(expected, rel=1e-12)
+
+
+def test_penalties_and_the_losss_scale_add_up():
+    found = bound_gradient(
+        "binary_cross_entropy",
+        batch_size=4,
+        k_z=2.0,
+        weight_norm=3.0,
+        weight_decay=0.1,
+        tikhonov=0.5,
+        loss_scale=2.0,
+    )
+    assert found.lipschitz == pytest.approx(2 * 0.25 + 0.1 * 3 + 2 * 3 * 0.5, rel=1e-12)
+
+
+def test_the_codes_square_needs_its_norm():
+    with pytest.raises(ValueError, match="k_squared must be given"):
+        bound_gradient(
+            "cross_entropy", batch_size=2, k_z=5.0, classes=3, weight_norm=1, squared="elementwise"
+        )
+
+
+@given(lipschitz=st.floats(1e-3, 1e3), epochs=st.integers(1, 30))
+def test_without_bias_correction_adams_rate_drifts_as_the_means_fill(lipschitz, epochs):
+    """[L] 7.4: the rate 'slowly increases' once K1 is full; sqrt(1 - b2^t) / (1 - b1^t)."""
+    rule = LipschitzRule("adam", beta1=0.9, beta2=0.999, corrected=False)
+    expected = [sqrt(1 - 0.999**t) / (1 - 0.9**t) for t in range(1, epochs + 1)]
+    assert rates(rule, [lipschitz] * epochs) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (LipschitzRule("sgd"), None),
+        (LipschitzRule("momentum", beta1=0.9, gain=0.1), 0.01),
+        (LipschitzRule("momentum", beta1=0.9, gain=0.1, start=(0.5,)), 0.05),
+        (LipschitzRule("rmsprop", beta2=0.9, gain=0.5), 5e-4),
+        (LipschitzRule("adam", beta1=0.9, beta2=0.999, eps=1e-7), 1e-3 + 1e-7),
+        (LipschitzRule("adam", beta1=0.9, beta2=0.999, start=(2.0, 1e-4)), 5e-3),
+    ],
+)
+def test_the_papers_first_rates(rule, expected):
+    assert first_rate(rule) == (None if expected is None else pytest.approx(expected, rel=1e-12))
 
 
 @pytest.mark.parametrize(
