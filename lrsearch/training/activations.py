@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from math import inf, nan, prod
+from collections.abc import Mapping
+from math import nan, prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-
-from lrsearch.errors import InvalidArgumentError, InvalidTypeError
 
 NORMS = ("frobenius", "unit")
 
@@ -118,74 +116,6 @@ def norm_of_squares(tensor: Tensor) -> Tensor:
 
 def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside ``torch.compile``, DataParallel and DistributedDataParallel."""
-    *_, innermost = _unwrapping(model)
-    return innermost
-
-
-def largest_of_all(model: nn.Module, numbers: Sequence[float]) -> list[float]:
-    """Each number's largest value over the processes that train the model together.
-
-    They must set the same rate, but each sees its own share of the data. NaN becomes infinity,
-    since reductions do not agree on it. Waits for the others. Without DistributedDataParallel the
-    numbers come back as they are.
-    """
-    for module in _unwrapping(model):
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            clean = [inf if number != number else number for number in numbers]
-            device = next(module.parameters()).device
-            found = torch.tensor(clean, dtype=torch.float64, device=device)
-            torch.distributed.all_reduce(
-                found, op=torch.distributed.ReduceOp.MAX, group=module.process_group
-            )
-            return [float(number) for number in found.tolist()]
-    return list(numbers)
-
-
-def _unwrapping(model: nn.Module) -> Iterator[nn.Module]:
-    """The model, then what it wraps, and so on."""
-    inner: nn.Module | None = model
-    while inner is not None:
-        yield inner
-        if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = inner.module
-        else:
-            inner = getattr(inner, "_orig_mod", None)
-
-
-def last_linear(model: nn.Module, layer: str | nn.Module | None = None) -> nn.Linear:
-    """The layer that makes the outputs: the last ``nn.Linear`` in the order of the modules.
-
-    Args:
-        model: where to look; wrappers are looked through.
-        layer: the layer itself, or its name as in ``model.named_modules()``.
-
-    Raises:
-        ValueError: if there is none, or none of this name.
-        TypeError: if ``layer`` is something else.
-    """
-    linear = {n: m for n, m in unwrapped(model).named_modules() if isinstance(m, nn.Linear)}
-    if isinstance(layer, nn.Linear):
-        return layer
-    if isinstance(layer, str):
-        if layer not in linear:
-            raise InvalidArgumentError(
-                f"layer must name an nn.Linear of the model, got {layer!r}; it has {list(linear)}"
-            )
-        return linear[layer]
-    if layer is not None:
-        raise InvalidTypeError(
-            f"layer must be an nn.Linear or a layer's name, got {type(layer).__name__}"
-        )
-    if not linear:
-        raise InvalidArgumentError(
-            f"model must have an nn.Linear, whose inputs bound the gradient; "
-            f"{type(model).__name__} has none"
-        )
-    return list(linear.values())[-1]
 
 
 def _keep_largest(maxima: dict[torch.device, Tensor], norm: Tensor, device: torch.device) -> None:

@@ -31,14 +31,7 @@ from lrsearch.errors import (
     require_positive,
 )
 from lrsearch.tracking import RunTracker
-from lrsearch.training.activations import (
-    NORMS,
-    ActivationNorms,
-    frobenius_norm,
-    largest_of_all,
-    last_linear,
-    unwrapped,
-)
+from lrsearch.training.activations import NORMS, ActivationNorms, frobenius_norm
 from lrsearch.training.optimizer_rules import (
     as_start,
     from_papers_start,
@@ -46,6 +39,7 @@ from lrsearch.training.optimizer_rules import (
     weight_decay_of,
 )
 from lrsearch.training.snapshot import scale_rates
+from lrsearch.training.wrappers import largest_of_all, last_linear, unwrapped, whole
 
 FIRST_EPOCHS = ("optimizer", "batch", "papers")
 
@@ -94,7 +88,8 @@ class LipschitzLR:
         optimizer: SGD (with momentum: AdaMo), RMSprop, Adam or AdamW (Auto-Adam); its groups'
             rates keep their ratios, the first has the rate above.
         model: the model, bare, compiled or in a parallel wrapper. Processes under
-            DistributedDataParallel call ``step()`` together and agree on the largest bound.
+            DistributedDataParallel or ``fully_shard`` call ``step()`` together and agree on the
+            largest bound.
         loss: "cross_entropy", "binary_cross_entropy" or "mse" (1/(2m) times the sum of squares),
             means over the rows.
         classes: number of classes; None: the last layer's outputs.
@@ -375,7 +370,7 @@ class LipschitzLR:
         norms = [frobenius_norm(p) for p in self._model.parameters()]
         # To one device and type first: a model may be spread over several.
         home = self._layer.weight.device
-        return float(torch.stack([n.to(home, torch.float32) for n in norms]).max())
+        return float(torch.stack([whole(n).to(home, torch.float32) for n in norms]).max())
 
     def _set_rate(self, rate: float) -> None:
         scale_rates(self._optimizer, rate / self.lr)
