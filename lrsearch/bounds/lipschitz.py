@@ -47,12 +47,11 @@ def lipschitz_constant(
     "binary_cross_entropy"  K_z / (2 m)                     [L] Eq. 18    K_z / m
     "cross_entropy"         (k - 1) K_z / (k m)             [L] Eq. 23    K_z / m
     + L2 penalty            + lambda K                      [L] 5.3       + lambda K
-    + Tikhonov              + 2 K ‖Gamma^T Gamma‖           [L] 5.3       + 2 K ‖Gamma^T Gamma‖
+    + Tikhonov              + 2 K ‖Gamma^T Gamma‖           [L] 5.3       the same
     ======================  ==============================  ============  =======================
 
     Args:
-        loss: one of the three. "mse" is the papers', 1/(2m) times the sum of squares;
-            ``torch.nn.MSELoss`` on one output has twice this constant.
+        loss: one of the three. "mse" is the papers', 1/(2m) times the sum of squares.
         batch_size: m, rows per gradient step, at least 1.
         k_z: K_z > 0, the largest norm of the last layer's inputs (of the data themselves for a
             linear model). The papers' code takes the Frobenius norm of a whole batch.
@@ -62,8 +61,10 @@ def lipschitz_constant(
         weight_decay: lambda >= 0 of the penalty lambda/2 ‖w‖^2.
         weight_norm: K >= 0, bound on ‖w‖, for the penalty.
         supremum: False: the papers' form. True: a bound that holds at any output.
-        loss_scale: the loss is so many times the one above; penalties are not scaled.
-        tikhonov: ‖Gamma^T Gamma‖ >= 0 of a penalty ‖Gamma w‖^2, as :func:`tikhonov_norm` gives it.
+        loss_scale: the loss that is trained, as a multiple of the papers', > 0; 2 for
+            ``torch.nn.MSELoss`` on one output (2 / o on o outputs, over which it averages too). It
+            does not multiply the penalties.
+        tikhonov: ‖Gamma^T Gamma‖ >= 0 of a penalty ‖Gamma w‖^2: :func:`tikhonov_norm`.
 
     Returns:
         L > 0; a learning rate is 1 / L.
@@ -90,7 +91,7 @@ def lipschitz_constant(
     decay = require_not_negative("weight_decay", weight_decay)
     norm = require_not_negative("weight_norm", weight_norm)
     scale = require_positive("loss_scale", loss_scale)
-    gamma = require_not_negative("tikhonov", tikhonov)
+    penalty = decay * norm + 2 * norm * require_not_negative("tikhonov", tikhonov)
     if loss == "cross_entropy":
         k = require_at_least("classes", _given("classes", classes, loss), 2)
         slope = 1.0 if supremum else (k - 1) / k
@@ -100,34 +101,45 @@ def lipschitz_constant(
         output = require_not_negative("k_a", _given("k_a", k_a, loss))
         target = require_not_negative("target_norm", _given("target_norm", target_norm, loss))
         slope = output + target if supremum else abs(output - target)
-    return _positive_constant(scale * slope * per_row + (decay + 2.0 * gamma) * norm)
+    return _positive_constant(scale * slope * per_row + penalty)
 
 
 def tikhonov_norm(gamma: Any) -> float:
-    """The spectral norm of Gamma^T Gamma, for a penalty ‖Gamma w‖^2 ([L] 5.3).
+    """How steep is a Tikhonov penalty ‖Gamma w‖^2 per unit of ‖w‖? ‖Gamma^T Gamma‖ = ‖Gamma‖^2.
 
-    [L] writes ‖Gamma^2‖, which is the same for a symmetric Gamma alone. Its L2 penalty
-    lambda/2 ‖w‖^2 is Gamma = sqrt(lambda / 2) I (the text: lambda/2 I).
+    The penalty's gradient 2 Gamma^T Gamma w is at most 2 K times this where ‖w‖ <= K ([L] 5.3),
+    and just that where w is the leading right singular vector of Gamma, of length K.
+
+    Two slips of [L] 5.3 are mended here. It writes ‖Gamma^2‖, which equals ‖Gamma^T Gamma‖ for a
+    symmetric (or any normal) Gamma and is too small otherwise: [[0, 1], [0, 0]] squared is 0, the
+    penalty w_2^2 is not. And the Gamma of an L2 penalty lambda/2 ‖w‖^2, with its lambda K, is
+    sqrt(lambda / 2) I, not lambda/2 I.
 
     Args:
-        gamma: a number (times the identity), shape (weights,) (a diagonal), or shape
-            (rows, weights).
+        gamma: a number g (for g times the identity), a vector (the diagonal), or a matrix of shape
+            (rows, weights); array or tensor. A matrix may act on all weights, or on those of each
+            output alike.
 
     Returns:
-        ‖Gamma‖^2 >= 0.
+        Squared spectral norm, at least 0; for ``tikhonov`` of :func:`lipschitz_constant`.
 
     Raises:
-        ValueError: if it is empty or not finite.
-        TypeError: on something that is no array of real numbers.
+        ValueError: if it is empty or not finite, or has more than two dimensions.
+        TypeError: if it is no real numbers.
 
     Example:
-        >>> tikhonov_norm([1.0, -3.0])
-        9.0
+        >>> tikhonov_norm([[0.0, 1.0], [0.0, 0.0]])
+        1.0
     """
-    matrix = np.asarray(gamma, dtype=np.float64)
-    if matrix.ndim < 2:
-        return float(np.abs(matrix).max()) ** 2
-    return float(np.linalg.norm(_matrix("gamma", gamma), 2)) ** 2
+    values = gamma if hasattr(gamma, "detach") else np.asarray(gamma)
+    dimensions = len(values.shape)
+    if dimensions > 2:
+        raise InvalidArgumentError(
+            f"gamma must be a number, a vector or a matrix, got shape {tuple(values.shape)}"
+        )
+    matrix = _matrix("gamma", values if dimensions == 2 else values.reshape(-1, 1))
+    norm = float(np.linalg.norm(matrix, 2) if dimensions == 2 else np.abs(matrix).max())
+    return norm * norm
 
 
 def regression_weight_bound(X: Any) -> float:

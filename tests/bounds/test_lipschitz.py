@@ -11,6 +11,7 @@ from lrsearch.bounds import (
     linear_regression_lipschitz,
     lipschitz_constant,
     regression_weight_bound,
+    tikhonov_norm,
 )
 from lrsearch.errors import LrsearchError
 
@@ -31,6 +32,15 @@ def test_the_formulas_of_the_table():
         "binary_cross_entropy", weight_decay=0.1, weight_norm=4.0, **common
     )
     assert penalised == pytest.approx(6 / 64 + 0.4)
+
+
+def test_the_scale_of_the_loss_multiplies_the_data_and_not_the_penalties():
+    arguments = {"batch_size": 8, "k_z": 4.0, "k_a": 3.0, "target_norm": 1.0}
+    data = lipschitz_constant("mse", **arguments)
+    decayed = lipschitz_constant(
+        "mse", loss_scale=2.0, weight_decay=0.1, tikhonov=0.5, weight_norm=3.0, **arguments
+    )
+    assert decayed == pytest.approx(2 * data + 0.1 * 3 + 2 * 3 * 0.5)
 
 
 def class_gradients(rows, labels, classes):
@@ -119,6 +129,9 @@ def test_it_scales_with_the_activations_and_grows_with_the_penalty(loss, k_z, m,
         ("binary_cross_entropy", {"batch_size": float("inf")}, ValueError, "batch_size"),
         ("binary_cross_entropy", {"weight_decay": -0.1}, ValueError, "weight_decay"),
         ("binary_cross_entropy", {"weight_norm": float("inf")}, ValueError, "weight_norm"),
+        ("binary_cross_entropy", {"loss_scale": 0.0}, ValueError, "loss_scale"),
+        ("binary_cross_entropy", {"loss_scale": "two"}, TypeError, "loss_scale"),
+        ("binary_cross_entropy", {"tikhonov": -1.0}, ValueError, "tikhonov"),
     ],
 )
 def test_bad_arguments_raise_one_line_that_names_them(loss, changes, error, text):
@@ -127,6 +140,39 @@ def test_bad_arguments_raise_one_line_that_names_them(loss, changes, error, text
         lipschitz_constant(loss, **arguments)
     assert isinstance(caught.value, LrsearchError)
     assert "\n" not in str(caught.value)
+
+
+# --- Tikhonov ------------------------------------------------------------------------------------
+
+
+def test_the_tikhonov_norm_takes_a_number_a_diagonal_or_a_matrix():
+    assert tikhonov_norm(-3.0) == 9.0
+    assert tikhonov_norm([1.0, -4.0, 2.0]) == 16.0
+    assert tikhonov_norm(torch.tensor([1.0, -4.0], dtype=torch.bfloat16)) == 16.0
+    assert tikhonov_norm(np.diag([1.0, -4.0, 2.0])) == pytest.approx(16.0)
+    assert tikhonov_norm(np.zeros((2, 3))) == 0.0
+    gamma = np.random.default_rng(0).standard_normal((3, 5))
+    expected = np.linalg.eigvalsh(gamma.T @ gamma).max()
+    assert tikhonov_norm(gamma) == pytest.approx(expected)
+    assert tikhonov_norm(torch.from_numpy(gamma).requires_grad_()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "error", "text"),
+    [
+        ([], ValueError, "gamma must not be empty"),
+        (np.ones((0, 3)), ValueError, "gamma must not be empty"),
+        (np.ones((2, 2, 2)), ValueError, "gamma must be a number, a vector or a matrix"),
+        (float("nan"), ValueError, "gamma must be finite"),
+        ("one", TypeError, "gamma must be real numbers"),
+        (None, TypeError, "gamma must be real numbers"),
+        (torch.ones(2, dtype=torch.complex64), TypeError, "gamma must be real numbers"),
+    ],
+)
+def test_a_gamma_that_is_none_raises(gamma, error, text):
+    with pytest.raises(error, match=text) as caught:
+        tikhonov_norm(gamma)
+    assert isinstance(caught.value, LrsearchError)
 
 
 # --- Linear regression ---------------------------------------------------------------------------
