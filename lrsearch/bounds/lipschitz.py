@@ -1,11 +1,14 @@
 """Lipschitz constants of losses: 1 / L as a learning rate.
 
 Sources: [L] LipschitzLR (Yedida & Saha), sections 4 and 5; [N] Yedida & Saha, arXiv 1902.07399.
-L stands for the largest gradient of the loss with respect to the last layer's weights.
+L stands for the largest gradient of the loss with respect to the last layer's weights. It is a loss
+per weight, not a curvature: where L bounds the gradient, a step at rate 1 / L is no longer than 1,
+and may yet be unstable.
 """
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -44,23 +47,43 @@ def lipschitz_constant(
     loss                    L                               source        with ``supremum``
     ======================  ==============================  ============  =======================
     "mse"                   |K_a - ‖y‖| K_z / m             [L] Eq. 9     (K_a + ‖y‖) K_z / m
-    "binary_cross_entropy"  K_z / (2 m)                     [L] Eq. 18    K_z / m
-    "cross_entropy"         (k - 1) K_z / (k m)             [L] Eq. 23    K_z / m
-    + L2 penalty            + lambda K                      [L] 5.3       + lambda K
+    "binary_cross_entropy"  K_z / (2 m)                     [L] Eq. 18    K_z / sqrt(m)
+    "cross_entropy"         (k - 1) K_z / (k m)             [L] Eq. 23    sqrt(2 / m) K_z
+    + L2 penalty            + lambda K                      [L] 5.3       the same
     + Tikhonov              + 2 K ‖Gamma^T Gamma‖           [L] 5.3       the same
     ======================  ==============================  ============  =======================
+
+    **With** ``supremum``, L bounds the Frobenius norm of the gradient for all the layer's weights,
+    at any output, K_z being the Frobenius (or just the spectral) norm of the batch: by
+    ‖X^T R‖ <= ‖X‖ ‖R‖, where a row of the residuals R is shorter than 1 (binary) or sqrt(2). "mse"
+    needs outputs no longer than K_a, linear or ReLU. It is attained where all rows are parallel,
+    and confidently wrong. The largest norm of a single row with ``batch_size=1`` bounds batches of
+    every size; K_z = sqrt(‖X‖^2 + m) counts the bias among the weights. Earlier layers may have
+    larger gradients.
+
+    **Without**, in the papers' form, 1 / L is a heuristic that wants a safeguard. 1/2 and
+    (k - 1)/k are residuals at a *uniform* output, not suprema. L bounds the gradient for the
+    weights of *one* class, if every row gives its own class a probability of at least 1/k (as a
+    correctly classified row does) and K_z is the *sum* of the rows' norms. Otherwise L may be
+    exceeded: by 2 or k / (k - 1) at a confident wrong output; by sqrt(m) with the Frobenius norm
+    (which serves if the rows are orthogonal); by sqrt(k / (k - 1)) in the norm for all classes.
+    "mse" takes the least residual that an output of norm K_a can have, for the largest (the step
+    should read K_a + ‖y‖): L holds for outputs no longer than K_a - 2 ‖y‖. Its absolute value is
+    used, since the papers' own rates are positive where the difference is negative; at K_a = ‖y‖
+    it vanishes, which is an error here.
 
     Args:
         loss: one of the three. "mse" is the papers', 1/(2m) times the sum of squares.
         batch_size: m, rows per gradient step, at least 1.
-        k_z: K_z > 0, the largest norm of the last layer's inputs (of the data themselves for a
-            linear model). The papers' code takes the Frobenius norm of a whole batch.
+        k_z: K_z > 0, the largest norm of a batch of the last layer's inputs (of the data
+            themselves for a linear model). The papers' code takes the Frobenius norm.
         classes: k >= 2; needed for "cross_entropy".
         k_a: K_a >= 0, bound on the norm of a batch of outputs; needed for "mse".
         target_norm: ‖y‖ >= 0, norm of a batch of targets; needed for "mse".
         weight_decay: lambda >= 0 of the penalty lambda/2 ‖w‖^2.
         weight_norm: K >= 0, bound on ‖w‖, for the penalty.
-        supremum: False: the papers' form. True: a bound that holds at any output.
+        supremum: False: the papers' form. True: a bound that holds at any output; the rate is
+            smaller, by 2 sqrt(m) (binary) or sqrt(2 m) k / (k - 1).
         loss_scale: the loss that is trained, as a multiple of the papers', > 0; 2 for
             ``torch.nn.MSELoss`` on one output (2 / o on o outputs, over which it averages too). It
             does not multiply the penalties.
@@ -68,14 +91,6 @@ def lipschitz_constant(
 
     Returns:
         L > 0; a learning rate is 1 / L.
-
-    Assumes, in the papers' form, the gradient at a *uniform* output: 1/2 and (k - 1)/k are its
-    values there, not suprema (both tend to 1 for a confident wrong answer). It is the exact norm of
-    the gradient for one class's weights when all rows have that class and the same inputs and K_z
-    is the sum of the rows' norms; with the Frobenius norm it is smaller by up to sqrt(m). So 1 / L
-    is a heuristic that wants a safeguard. The difference of Eq. 9 stems from a step that should
-    read K_a + ‖y‖; its absolute value is used, since the papers' own rates are positive where the
-    difference is negative. It vanishes at K_a = ‖y‖, which is an error here.
 
     Raises:
         ValueError: on an option outside its range, an argument missing for this loss, or L = 0.
@@ -87,21 +102,21 @@ def lipschitz_constant(
     """
     require_choice("loss", loss, LOSSES)
     m = require_at_least("batch_size", batch_size, 1)
-    per_row = require_positive("k_z", k_z) / m
+    inputs = require_positive("k_z", k_z)
     decay = require_not_negative("weight_decay", weight_decay)
     norm = require_not_negative("weight_norm", weight_norm)
     scale = require_positive("loss_scale", loss_scale)
     penalty = decay * norm + 2 * norm * require_not_negative("tikhonov", tikhonov)
     if loss == "cross_entropy":
         k = require_at_least("classes", _given("classes", classes, loss), 2)
-        slope = 1.0 if supremum else (k - 1) / k
+        residual = sqrt(2 * m) if supremum else (k - 1) / k
     elif loss == "binary_cross_entropy":
-        slope = 1.0 if supremum else 0.5
+        residual = sqrt(m) if supremum else 0.5
     else:
         output = require_not_negative("k_a", _given("k_a", k_a, loss))
         target = require_not_negative("target_norm", _given("target_norm", target_norm, loss))
-        slope = output + target if supremum else abs(output - target)
-    return _positive_constant(scale * slope * per_row + penalty)
+        residual = output + target if supremum else abs(output - target)
+    return _positive_constant(scale * residual * inputs / m + penalty)
 
 
 def tikhonov_norm(gamma: Any) -> float:
@@ -183,14 +198,18 @@ def linear_regression_lipschitz(
     """How steep is the least-squares loss of a linear model, over weights no longer than K?
 
     L = |K/m ‖X^T X‖ - ‖y^T X‖ / m|, spectral norms ([L] 4.1), for the loss
-    1/(2m) sum (x w - y)^2.
+    1/(2m) sum (x w - y)^2. :func:`lipschitz_constant` with K_z = ‖X‖ and K_a = K ‖X‖ has ‖y‖ ‖X‖ in
+    place of ‖y^T X‖, which is the same only where y is a leading left singular vector of X; [L] 4.3
+    takes the two for equal. Of the two suprema, this one is the lower.
 
     Args:
         X: shape (samples m, features n).
         y: shape (m,) or (m, outputs).
         weight_norm: K > 0, bound on ‖w‖; None takes :func:`regression_weight_bound`.
         supremum: True adds the two terms (triangle inequality) instead of subtracting them: a
-            bound on the gradient for every w with ‖w‖ <= K.
+            bound on the gradient for every w with ‖w‖ <= K (Frobenius norms for several outputs),
+            attained if X^T y is a leading eigenvector of X^T X. The difference is exceeded already
+            at w = 0 wherever K ‖X^T X‖ < 2 ‖y^T X‖.
 
     Returns:
         L > 0; a learning rate is 1 / L. The absolute value, since the difference is negative on
@@ -217,7 +236,8 @@ def linear_regression_lipschitz(
         else require_positive("weight_norm", weight_norm)
     )
     curvature = bound * float(np.linalg.norm(data, 2)) ** 2 / m
-    pull = float(np.linalg.norm(targets.T @ data, 2)) / m
+    # For several outputs the spectral norm bounds the gradient's spectral norm alone.
+    pull = float(np.linalg.norm(targets.T @ data, "fro" if supremum else 2)) / m
     return _positive_constant(curvature + pull if supremum else abs(curvature - pull))
 
 
