@@ -212,7 +212,10 @@ def _stdout_for_json(options: Namespace) -> AbstractContextManager[object]:
 
 
 def _training(options: Namespace) -> dict[str, Any]:
-    names = ("mode", "alpha", "beta", "epochs", "batch_size", "optimizer", "data_dir")
+    names = (
+        *("mode", "alpha", "beta", "epochs", "batch_size", "optimizer", "data_dir"),
+        *("start", "multipliers"),
+    )
     return {name: getattr(options, name) for name in names}
 
 

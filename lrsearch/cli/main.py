@@ -15,7 +15,8 @@ from lrsearch.version import __version__
 
 USAGE_ERROR, FAILURE = 2, 1
 # Spelled out here so that --help loads no framework; a test holds them against their sources.
-METHODS = ("exptest", "grid", "random", "tpe")
+METHODS = ("exptest", "lipschitz", "grid", "random", "tpe")
+STARTS = ("bound", "lipschitz")
 MODES = ("robust", "paper")
 SCALES = ("full", "quick")
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop")
@@ -146,11 +147,32 @@ def _workers(text: str) -> int | str:
     return int(text) if text.isdigit() else text
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be numbers with commas between them, such as 0.1,0.5,1.0; got {text!r}"
+        ) from None
+
+
 def _add_training(parser: argparse.ArgumentParser) -> None:
     _add_tests(parser)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--optimizer", choices=OPTIMIZERS)
+    parser.add_argument(
+        "--start",
+        choices=STARTS,
+        help="of ExpTest's ladder: bound of the data (default), or 1 / L of the first batch; with "
+        "--method lipschitz this puts ExpTest's test over it",
+    )
+    parser.add_argument(
+        "--multipliers",
+        type=_numbers,
+        metavar="A,B,...",
+        help="of 1 / L, for lipschitz: each is tried, the best trained (momentum: 0.1,0.5,1.0)",
+    )
     parser.add_argument("--data-dir", metavar="DIR", help="folder with data files")
 
 

@@ -60,6 +60,11 @@ class TerminalWatcher:
             why = f": {reason}" if reason else ""
             print(f"{name} {state}{why}", file=sys.stderr)
 
+    def noted(self, text: str) -> None:
+        """Something is not as it was asked for: told without a terminal too."""
+        self._close()
+        print(f"lrsearch: note: {text}", file=sys.stderr)
+
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()

@@ -42,7 +42,8 @@ def compare(
         methods: names of methods.
         seeds: how many seeds, from 0; each fixes split, weights and batches for all methods.
         data_dir: folder with data files of built-in tasks.
-        options: further arguments of ``search``, the same for all methods.
+        options: further arguments of ``search``, the same for all methods; ``start`` and
+            ``multipliers`` reach the methods that know them.
 
     Returns:
         One row per method and seed: method, seed, lr, value (test metric of the point that the
@@ -65,11 +66,26 @@ def compare(
         )
     chosen = as_task(task, data_dir)
     results = [
-        search(chosen, method=method, seed=seed, **options)
+        search(chosen, method=method, seed=seed, **_options_of(method, methods, options))
         for seed in range(seeds)
         for method in methods
     ]
     return comparison_table(results)
+
+
+def _options_of(method: str, methods: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+    """Without what only others of the methods know; what none of them knows is refused."""
+    from_lipschitz = options.get("start") == "lipschitz"
+    knows = {
+        "start": ("exptest", "lipschitz"),
+        "multipliers": ("exptest", "lipschitz") if from_lipschitz else ("lipschitz",),
+    }
+    foreign = {
+        name
+        for name, able in knows.items()
+        if method not in able and any(other in able for other in methods)
+    }
+    return {name: value for name, value in options.items() if name not in foreign}
 
 
 def comparison_table(results: Sequence[SearchResult]) -> pd.DataFrame:

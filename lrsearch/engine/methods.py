@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,8 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 
 from lrsearch.controllers.exptest import ExpTestSettings
-from lrsearch.studies import ExpTestPruner, ExpTestSampler
+from lrsearch.errors import InvalidArgumentError
+from lrsearch.studies import ExpTestPruner, ExpTestSampler, LipschitzSampler, TryPruner
 
 LR = "lr"
 # Baselines look from three decades below the bound to one above it.
@@ -19,6 +20,8 @@ GRID_POINTS = 9
 _BELOW, _ABOVE = 1e-3, 10.0
 # A ladder ends six decades below its bound: 13 rungs at beta = 0.33.
 _LADDER_DEPTH = 1e-6
+# [L] 6.1: AdaMo's first rates are tried for so many epochs.
+TRY_EPOCHS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,9 @@ class Plan:
         trials: how many at most.
         controlled: whether ``ExpTest`` drives the rate inside a trial.
         reports: whether the validation loss is reported to the pruner.
+        renewed: whether ``LipschitzLR`` renews the rate at each epoch's end.
+        tries: whether short tries choose a multiplier; then the study ends with the trial that is
+            trained in full, and what broke down is made up for.
     """
 
     low: float
@@ -40,8 +46,11 @@ class Plan:
     trials: int
     controlled: bool = False
     reports: bool = False
+    renewed: bool = False
+    tries: bool = False
 
 
+# Of the start, ExpTest's settings, seed, and most trials.
 Planner = Callable[[float, ExpTestSettings, int, int | None], Plan]
 
 
@@ -75,13 +84,71 @@ def _tpe(lr_max: float, settings: ExpTestSettings, seed: int, trials: int | None
     return Plan(lr_max * _BELOW, lr_max * _ABOVE, sampler, pruner, count, reports=True)
 
 
+def _lipschitz(
+    unit: float,
+    settings: ExpTestSettings,
+    seed: int,
+    trials: int | None,
+    *,
+    multipliers: Sequence[float] = (1.0,),
+    epochs: int = 1,
+) -> Plan:
+    """One trial per multiplier; where there are several, and time, as short tries before one."""
+    tries = len(multipliers) > 1 and epochs > TRY_EPOCHS
+    count = len(multipliers) + tries
+    if tries and trials is not None and trials < count:
+        raise InvalidArgumentError(
+            f"trials must be at least {count} with {len(multipliers)} multipliers (a try of each, "
+            f"then the best in full), got {trials!r}"
+        )
+    sampler = LipschitzSampler(
+        1.0 / unit, lr_name=LR, multipliers=multipliers, seed=seed, tries=tries
+    )
+    # Wide enough to cut nothing: Optuna would not ask the sampler about a single value.
+    low, high = _BELOW * unit * min(multipliers), _ABOVE * unit * max(multipliers)
+    pruner = TryPruner(TRY_EPOCHS) if tries else NopPruner()
+    most = min(trials or count, count)
+    return Plan(low, high, sampler, pruner, most, reports=tries, renewed=True, tries=tries)
+
+
 PLANNERS: dict[str, Planner] = {
     "exptest": _exptest,
+    "lipschitz": _lipschitz,
     "grid": _grid,
     "random": _random,
     "tpe": _tpe,
 }
 METHODS = tuple(PLANNERS)
+
+
+def make_plan(
+    method: str,
+    rate: float,
+    settings: ExpTestSettings,
+    seed: int,
+    trials: int | None,
+    *,
+    guarded: bool = False,
+    multipliers: Sequence[float] = (1.0,),
+    epochs: int = 1,
+) -> Plan:
+    """The plan of a method.
+
+    Args:
+        method: one of ``METHODS``.
+        rate: where it starts.
+        settings, seed, trials: ExpTest's settings; of the sampler; most trials.
+        guarded: whether "lipschitz" only starts ExpTest's ladder.
+        multipliers, epochs: of "lipschitz".
+
+    Raises:
+        InvalidArgumentError: if ``trials`` is too small for the tries.
+    """
+    if method == "lipschitz" and not guarded:
+        return _lipschitz(rate, settings, seed, trials, multipliers=multipliers, epochs=epochs)
+    if guarded:
+        return _exptest(rate * multipliers[0], settings, seed, trials)
+    return PLANNERS[method](rate, settings, seed, trials)
 
 
 def make_study(plan: Plan, *, name: str | None, storage: str | None, resume: bool) -> optuna.Study:

@@ -11,11 +11,14 @@ import optuna
 import pandas as pd
 
 from lrsearch.controllers.exptest import ExpTestSettings
-from lrsearch.engine.methods import LR, Plan
+from lrsearch.engine.lipschitz import RenewedRate
+from lrsearch.engine.methods import LR, TRY_EPOCHS, Plan
 from lrsearch.engine.progress import SearchWatcher
+from lrsearch.engine.record import estimate_metrics
 from lrsearch.engine.result import FINAL_RATE, OUTCOME, SECONDS, STEPS, windows_row
+from lrsearch.engine.start import Start
 from lrsearch.stats.series import FloatArray
-from lrsearch.studies.attributes import PVALUE, REASON
+from lrsearch.studies.attributes import MULTIPLIER, PVALUE, REASON, STOP_REASON
 from lrsearch.tracking import RunStatus, RunTracker
 from lrsearch.training.curve import CurveLog
 from lrsearch.training.exptest import ExpTest
@@ -25,6 +28,8 @@ from lrsearch.training.loop import (
     TrainingOutcome,
     build_model,
     make_optimizer,
+    rate_of,
+    steps_per_epoch,
     train,
 )
 from lrsearch.training.task import TaskData, TrainingTask
@@ -44,7 +49,9 @@ class Objective:
         seed: of weights and batches; the same for all trials, so that they are paired.
         run: the study's run in the tracker; each trial gets a child.
         kind: "trial" or "baseline", for the tracker.
+        method: its name.
         watcher: is told how it goes.
+        start: where the search starts.
         windows: rows of the windows that were judged.
     """
 
@@ -57,6 +64,7 @@ class Objective:
     kind: str
     method: str
     watcher: SearchWatcher
+    start: Start
     windows: list[dict[str, Any]] = field(default_factory=list)
 
     def __call__(self, trial: optuna.Trial) -> float:
@@ -71,13 +79,15 @@ class Objective:
             tags={"lrsearch.kind": self.kind, "lrsearch.method": self.method},
         )
         run.log_params({"lr": rate, "number": trial.number, "seed": self.seed})
-        self.watcher.trial_started(self.name_of(trial), rate, self.settings.total_steps or 0)
+        self.watcher.trial_started(self.name_of(trial), rate, self.steps_of(trial))
         status: RunStatus = "failed"
         attempt: _Attempt | None = None
         try:
             attempt = _Attempt(self, trial, run, rate)
             outcome = attempt.train()
             status = "complete"
+            if self.plan.tries and not is_try(trial):
+                self._end_after(trial, rate)
             return outcome.validation.loss
         except optuna.TrialPruned:
             status = "pruned"
@@ -90,7 +100,25 @@ class Objective:
 
     def name_of(self, trial: optuna.Trial) -> str:
         """How a trial is called to a person."""
-        return f"{self.method} {'rung' if self.plan.controlled else 'trial'} {trial.number}"
+        kind = "rung" if self.plan.controlled else "try" if is_try(trial) else "trial"
+        return f"{self.method} {kind} {trial.number}"
+
+    def steps_of(self, trial: optuna.Trial) -> int:
+        """Gradient steps that a trial has before it."""
+        epochs = min(TRY_EPOCHS, self.task.epochs) if is_try(trial) else self.task.epochs
+        return steps_per_epoch(self.task, self.data) * epochs
+
+    def _end_after(self, trial: optuna.Trial, rate: float) -> None:
+        """The best try has been trained in full: nothing is left to do."""
+        reason = f"trial {trial.number} trained the best try in full, lr={rate!r}"
+        trial.study.set_user_attr(STOP_REASON, reason)
+        trial.study.stop()
+
+
+def is_try(trial: optuna.Trial) -> bool:
+    """Whether a trial is a short try of a multiplier."""
+    choice = trial.user_attrs.get(MULTIPLIER)
+    return isinstance(choice, dict) and choice["try"] is not None
 
 
 class _Attempt:
@@ -116,7 +144,20 @@ class _Attempt:
                 total_steps=objective.settings.total_steps,
                 tracker=run,
             )
-        self._curve = CurveLog(run, objective.settings.total_steps)
+        self._renewed: RenewedRate | None = None
+        if objective.plan.renewed:
+            if objective.start.estimate is not None:
+                run.log_metrics(estimate_metrics(objective.start.estimate), step=0)
+            self._renewed = RenewedRate(
+                task,
+                data,
+                objective.settings.mode,
+                model=self._model,
+                optimizer=self._optimizer,
+                unit=objective.start.rate,
+                tracker=run,
+            )
+        self._curve = CurveLog(run, objective.steps_of(trial))
         self._steps = 0
         self._began = time.perf_counter()
 
@@ -133,6 +174,7 @@ class _Attempt:
                 seed=objective.seed,
                 controller=self._controller,
                 observer=self,
+                check_every=1 if is_try(self._trial) else None,
             )
         self._trial.set_user_attr(FINAL_RATE, outcome.lr)
         # The last step alone can break the weights: its loss was finite, theirs is not.
@@ -165,11 +207,15 @@ class _Attempt:
             self._trial.set_user_attr(REASON, outcome.ended_early)
         elif self._controller is not None and self._controller.phase == "searching":
             self._trial.set_user_attr(REASON, UNTESTED)
+        elif self._renewed is not None and self._renewed.trouble:
+            self._trial.set_user_attr(REASON, self._renewed.trouble)
         return outcome
 
     def close(self, status: RunStatus) -> None:
         """Settle the accounts, whatever ended the trial."""
         objective, number = self._objective, self._trial.number
+        if self._renewed is not None:
+            self._renewed.close()
         seconds = time.perf_counter() - self._began
         self._trial.set_user_attr(STEPS, self._steps)
         self._trial.set_user_attr(SECONDS, seconds)
@@ -179,7 +225,7 @@ class _Attempt:
             self._run.log_table("windows", pd.DataFrame(rows))
         reason = str(self._trial.user_attrs.get(REASON, ""))
         # The rate once more, so that its line reaches the end of the chart.
-        rate = float(self._optimizer.param_groups[0]["lr"])
+        rate = rate_of(self._optimizer)
         last = {"train/lr": rate, "steps": self._steps, "seconds": seconds}
         self._run.log_metrics(last, step=self._steps)
         if reason:
@@ -209,5 +255,12 @@ class _Attempt:
         if self._objective.plan.reports:
             self._trial.report(validation.loss, step=progress.step)
             if self._trial.should_prune():
-                self._trial.set_user_attr(REASON, "worse than the median trial")
+                tried = f"tried for {TRY_EPOCHS} epochs: validation loss {validation.loss:.4g}"
+                reason = tried if is_try(self._trial) else "worse than the median trial"
+                self._trial.set_user_attr(REASON, reason)
                 raise optuna.TrialPruned
+
+    def epoch_ended(self) -> None:
+        """Renew the rate where the plan says so."""
+        if self._renewed is not None:
+            self._renewed.renew()

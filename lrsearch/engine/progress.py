@@ -19,6 +19,9 @@ class SearchWatcher(Protocol):
     def trial_ended(self, name: str, state: str, reason: str) -> None:
         """A trial is over: "complete", "pruned" or "failed"."""
 
+    def noted(self, text: str) -> None:
+        """Something is not as it was asked for, in a sentence."""
+
 
 class SilentWatcher:
     """Watches and says nothing."""
@@ -30,4 +33,7 @@ class SilentWatcher:
         """Say nothing."""
 
     def trial_ended(self, name: str, state: str, reason: str) -> None:
+        """Say nothing."""
+
+    def noted(self, text: str) -> None:
         """Say nothing."""

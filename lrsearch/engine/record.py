@@ -11,10 +11,11 @@ import optuna
 import torch
 
 from lrsearch.controllers.exptest import ExpTestSettings
-from lrsearch.engine.bound import RateBound
 from lrsearch.engine.result import SearchResult
+from lrsearch.engine.start import Start
 from lrsearch.errors import MissingPackageError
 from lrsearch.tracking import NullRun, RunTracker, find_tracker
+from lrsearch.training.lipschitz import LipschitzEstimate
 from lrsearch.training.task import TaskData, TrainingTask
 from lrsearch.version import __version__
 
@@ -44,11 +45,11 @@ def describe(
     task: TrainingTask,
     data: TaskData,
     settings: ExpTestSettings,
-    bound: RateBound,
+    start: Start,
     method: str,
     seed: int,
 ) -> None:
-    """What was asked, on which data, with which versions."""
+    """What was asked, on which data, with which versions, and where it starts."""
     run.log_params(
         {
             "task": task.name,
@@ -64,7 +65,8 @@ def describe(
             "loss": task.loss,
             "seed": seed,
             "total_steps": settings.total_steps,
-            "bound_method": bound.method,
+            "start": start.kind,
+            "bound_method": start.how,
             "lrsearch": __version__,
             "torch": torch.__version__,
             "optuna": optuna.__version__,
@@ -73,14 +75,24 @@ def describe(
             "device": str(data.train.inputs.device),
         }
     )
-    run.log_metrics(
-        {
-            "bound/lr_max": bound.lr_max,
-            "bound/lambda_max": bound.lambda_max,
-            "bound/residual": bound.residual,
-        },
-        step=0,
-    )
+    metrics = {"bound/lr_max": start.rate}
+    if start.bound is not None:
+        metrics["bound/lambda_max"] = start.bound.lambda_max
+        metrics["bound/residual"] = start.bound.residual
+    if start.estimate is not None:
+        metrics |= estimate_metrics(start.estimate)
+    run.log_metrics(metrics, step=0)
+    if start.note:
+        run.set_tags({"lrsearch.start_note": start.note})
+
+
+def estimate_metrics(estimate: LipschitzEstimate) -> dict[str, float]:
+    """A Lipschitz estimate as metrics, named as LipschitzLR names them."""
+    return {
+        "lipschitz/constant": estimate.lipschitz,
+        "lipschitz/k_z": estimate.k_z,
+        "lipschitz/lr": estimate.lr,
+    }
 
 
 def report(run: RunTracker, result: SearchResult, study: optuna.Study) -> None:

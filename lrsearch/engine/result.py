@@ -28,7 +28,7 @@ class SearchResult:
     Attributes:
         task, method, mode, seed: what was asked.
         metric, direction: what ``value`` is, and which way it improves.
-        lr: chosen learning rate; NaN if no trial was completed.
+        lr: chosen learning rate, at which the chosen trial began; NaN if none was completed.
         value: test metric of the chosen trial; the choice is made on the validation loss.
         oracle_value: best test metric of any trial: what hindsight would have chosen.
         val_loss, train_loss: of the chosen trial.
@@ -38,6 +38,8 @@ class SearchResult:
         study: the Optuna study.
         trials: one row per trial.
         windows: one row per judged window ("exptest").
+        start: what the search's first rate rests on, "bound" or "lipschitz".
+        start_note: why it is not what was asked for; "" if it is.
         run_id, tracking_uri: the tracker's run of the study ("" if none).
     """
 
@@ -60,6 +62,8 @@ class SearchResult:
     windows: pd.DataFrame
     run_id: str
     tracking_uri: str
+    start: str = "bound"
+    start_note: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The result as plain JSON: numbers that are not finite are null."""
@@ -68,6 +72,8 @@ class SearchResult:
             "method": self.method,
             "mode": self.mode,
             "seed": self.seed,
+            "start": self.start,
+            "start_note": self.start_note,
             "metric": self.metric,
             "direction": self.direction,
             "lr": finite(self.lr),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any
 
 import optuna
 import pandas as pd
+from optuna.trial import TrialState
 
 from lrsearch.controllers.exptest import ExpTestSettings
-from lrsearch.engine.bound import rate_bound
-from lrsearch.engine.methods import METHODS, PLANNERS
+from lrsearch.engine.lipschitz import default_multipliers
+from lrsearch.engine.methods import METHODS, Plan, make_plan
 from lrsearch.engine.objective import Objective
 from lrsearch.engine.progress import SearchWatcher, SilentWatcher
 from lrsearch.engine.record import describe, open_run, report
@@ -22,11 +24,13 @@ from lrsearch.engine.result import (
     total_steps,
     trials_table,
 )
+from lrsearch.engine.start import checked_start, find_start
 from lrsearch.engine.storage import claim, open_study, quiet_optuna
 from lrsearch.errors import (
     InvalidArgumentError,
     InvalidTypeError,
     require_choice,
+    require_positive,
     require_whole,
 )
 from lrsearch.stats.convergence import Mode
@@ -62,15 +66,17 @@ def search(
     experiment: str = EXPERIMENT,
     data_dir: str | PathLike[str] | None = None,
     watcher: SearchWatcher | None = None,
+    start: str | None = None,
+    multipliers: Sequence[float] | None = None,
 ) -> SearchResult:
     """Search the learning rate of a task with one method.
 
     Args:
         task: a ``TrainingTask``, a built-in name (``lrsearch tasks``), or
             "package.module:attribute".
-        method: "exptest", "grid" (nine log points around the bound), "random" or "tpe" (with
-            median pruning). Each is charged for every gradient step, and chooses by the
-            validation loss.
+        method: "exptest", "lipschitz" (1 / L, renewed each epoch), "grid" (nine log points around
+            the bound), "random" or "tpe" (with median pruning). Each is charged for every gradient
+            step, and chooses by the validation loss.
         mode, alpha, beta: of ExpTest.
         epochs, batch_size, optimizer: override the task's own.
         seed: of the split, the weights, the batches and the sampler.
@@ -84,9 +90,16 @@ def search(
         experiment: the tracker's experiment.
         data_dir: folder with data files of built-in tasks.
         watcher: is told how it goes.
+        start: where ExpTest's ladder starts: "bound" (of the data; default) or "lipschitz": 1 / L
+            of the first batch. With method "lipschitz": None for the papers' method, without a
+            test; "lipschitz" hands 1 / L to ExpTest, which rejects it where it is too high.
+        multipliers: factors of 1 / L (of AdaMo's x = 1 for momentum). Several are tried for five
+            epochs each, and the best by validation loss is trained in full. Default: 1, for
+            momentum 0.1, 0.5 and 1. With ``start`` there may be one.
 
     Returns:
-        What was found; ``lr`` is NaN if no trial was completed.
+        What was found; ``lr`` is NaN if no trial was completed. "lipschitz" renews the rate, so
+        ``lr`` is that of the first epoch, ``trials["lr_final"]`` the last.
 
     Raises:
         ValueError, TypeError: on bad input, in one line.
@@ -105,6 +118,8 @@ def search(
             raise InvalidArgumentError(f"{name} must be at least 1, got {count!r}")
     if resume and (storage is None or study_name is None):
         raise InvalidArgumentError("resume needs storage and study_name: a study that was kept")
+    begin = checked_start(method, start)
+    factors = _checked_multipliers(method, begin, multipliers)
     # Read before any data are loaded: bad options cost nothing.
     settings = ExpTestSettings(alpha=alpha, beta=beta, mode=mode)
     chosen = adapted(as_task(task, data_dir), epochs, batch_size, optimizer)
@@ -117,8 +132,22 @@ def search(
     full_batch = chosen.batch_size is None or chosen.batch_size >= len(data.train)
     steps = steps_per_epoch(chosen, data) * chosen.epochs
     settings = replace(settings, full_batch=full_batch, total_steps=steps)
-    bound = rate_bound(chosen, data, mode)
-    plan = PLANNERS[method](bound.lr_max, settings, seed, trials)
+    if method == "lipschitz" and begin is None:
+        factors = factors or default_multipliers(chosen)
+    top = find_start(chosen, data, mode, seed, method=method, start=begin)
+    plan = make_plan(
+        method,
+        top.rate,
+        settings,
+        seed,
+        trials,
+        guarded=begin == "lipschitz",
+        multipliers=factors or (1.0,),
+        epochs=chosen.epochs,
+    )
+    told = watcher or SilentWatcher()
+    if top.note:
+        told.noted(top.note)
     prepared = time.perf_counter() - began
     # The tracker first: if its store cannot be opened, no study's name is taken.
     title = f"{chosen.name} {method} seed {seed}"
@@ -130,18 +159,19 @@ def search(
         settings=settings,
         seed=seed,
         run=run,
-        kind="trial" if method == "exptest" else "baseline",
+        kind="trial" if method in ("exptest", "lipschitz") else "baseline",
         method=method,
-        watcher=watcher or SilentWatcher(),
+        watcher=told,
+        start=top,
     )
     # The bound is part of the price; the tracker's one-off start is not.
     began = time.perf_counter() - prepared
     finished = False
     try:
         study = open_study(plan, name=study_name, storage=storage, resume=resume)
-        claim(study, chosen, settings, method, seed)
-        describe(run, chosen, data, settings, bound, method, seed)
-        left = plan.trials - len(study.get_trials(deepcopy=False))
+        claim(study, chosen, settings, method, seed, start=begin, multipliers=factors)
+        describe(run, chosen, data, settings, top, method, seed)
+        left = _trials_left(plan, study)
         if left > 0 and STOP_REASON not in study.user_attrs:
             with quiet_optuna():
                 study.optimize(objective, n_trials=left)
@@ -170,6 +200,35 @@ def adapted(
     return replace(task, **{key: value for key, value in changes.items() if value is not None})
 
 
+def _checked_multipliers(
+    method: str, start: str | None, multipliers: Sequence[float] | None
+) -> tuple[float, ...] | None:
+    if multipliers is None:
+        return None
+    if method != "lipschitz" and start != "lipschitz":
+        raise InvalidArgumentError(
+            f"multipliers go with method 'lipschitz' or start='lipschitz', got method {method!r}: "
+            "leave them out"
+        )
+    if isinstance(multipliers, str) or not isinstance(multipliers, Sequence) or not multipliers:
+        raise InvalidTypeError(
+            f"multipliers must be a sequence of positive numbers, got {multipliers!r}"
+        )
+    if start == "lipschitz" and len(multipliers) > 1:
+        raise InvalidArgumentError(
+            f"multipliers must hold one number with start='lipschitz', whose ladder goes on by "
+            f"itself; got {multipliers!r}"
+        )
+    return tuple(require_positive("multipliers", each) for each in multipliers)
+
+
+def _trials_left(plan: Plan, study: optuna.Study) -> int:
+    trials = study.get_trials(deepcopy=False)
+    # A ladder has spare trials, a grid's points are spent; after tries one more is needed.
+    lost = sum(each.state == TrialState.FAIL for each in trials) if plan.tries else 0
+    return plan.trials - len(trials) + lost
+
+
 def _result(
     objective: Objective, study: optuna.Study, run: RunTracker, seconds: float
 ) -> SearchResult:
@@ -196,4 +255,6 @@ def _result(
         windows=pd.DataFrame(objective.windows),
         run_id=run.run_id,
         tracking_uri=run.tracking_uri,
+        start=objective.start.kind,
+        start_note=objective.start.note,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import optuna
@@ -41,9 +41,18 @@ def open_study(plan: Plan, *, name: str | None, storage: str | None, resume: boo
 
 
 def claim(
-    study: optuna.Study, task: TrainingTask, settings: ExpTestSettings, method: str, seed: int
+    study: optuna.Study,
+    task: TrainingTask,
+    settings: ExpTestSettings,
+    method: str,
+    seed: int,
+    *,
+    start: str | None,
+    multipliers: Sequence[float] | None,
 ) -> None:
     """Write down what a study is about, so that it is never gone on with as something else."""
+    # Studies from before there was a choice were begun with these.
+    before = {"start": "bound" if method == "exptest" else None, "multipliers": None}
     asked = {
         "task": task.name,
         "method": method,
@@ -54,11 +63,14 @@ def claim(
         "batch_size": task.batch_size,
         "optimizer": task.optimizer,
         "seed": seed,
+        "start": start,
+        "multipliers": None if multipliers is None else list(multipliers),
     }
     kept = study.user_attrs.get(ASKED)
     if kept is None:
         study.set_user_attr(ASKED, asked)
         return
+    kept = before | kept
     changed = [
         f"{key}={kept.get(key)!r}, not {value!r}"
         for key, value in asked.items()

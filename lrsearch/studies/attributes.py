@@ -25,3 +25,9 @@ WINDOW_PREFIX: Final = "lrsearch:window:"
 
 STOP_REASON: Final = "lrsearch:stop_reason"
 """Study: why it stopped before its budget was spent, one sentence."""
+
+MULTIPLIER: Final = "lrsearch:multiplier"
+"""Trial: ``{"multiplier": float, "try": int | None}``.
+
+What ``LipschitzSampler(tries=True)`` divided by the Lipschitz constant; the place of the multiplier
+in its list marks a try, ``None`` a trial that took the best try's."""

@@ -11,7 +11,9 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from lrsearch.errors import InvalidArgumentError, require_positive
+from lrsearch.studies.attributes import MULTIPLIER
 from lrsearch.studies.owned_parameter import OwnedParameterSampler
+from lrsearch.studies.tries import choose
 
 LipschitzFunction = Callable[[dict[str, Any]], float]
 
@@ -22,6 +24,13 @@ class LipschitzSampler(OwnedParameterSampler):
     Trial number n takes multiplier n modulo their count, so any number of workers goes through
     them in turn. Every other parameter goes to ``base_sampler``; enqueued values win.
 
+    With ``tries=True`` each multiplier is tried once, and every later trial takes that of the best
+    try: the one with the best last reported value, in the study's direction. `TryPruner` cuts the
+    tries short. That is how AdaMo ([L] 6.1) begins, with x in {0.1, 0.5, 1.0} tried for 5 epochs.
+    Tries that failed lose; with several workers a trial that begins while tries still run takes
+    the best of those that have ended. All of it stands in the study's storage, so a fresh sampler
+    goes on where another stopped.
+
     Args:
         lipschitz: the Lipschitz constant of the loss, positive (1 / learning rate); or a function
             of the trial's other parameters, a dict from name to value, that returns it. Such
@@ -31,10 +40,12 @@ class LipschitzSampler(OwnedParameterSampler):
         multipliers: factors to try, positive, at least one.
         base_sampler: sampler of all other parameters; `TPESampler(seed=seed)` if None.
         seed: seed of that default.
+        tries: whether the first trials are tries that choose the multiplier of all others.
 
     Raises:
         InvalidArgumentError: if an argument is out of range; at a suggestion, if ``lipschitz``
-            returns no positive finite number or reads a parameter not yet suggested.
+            returns no positive finite number or reads a parameter not yet suggested, or with
+            ``tries`` if the study has several objectives.
         InvalidTypeError: if an argument, or what ``lipschitz`` returns, is of the wrong kind.
 
     Example:
@@ -52,6 +63,7 @@ class LipschitzSampler(OwnedParameterSampler):
         multipliers: Sequence[float] = (1.0,),
         base_sampler: BaseSampler | None = None,
         seed: int | None = None,
+        tries: bool = False,
     ) -> None:
         super().__init__(lr_name=lr_name, base_sampler=base_sampler, seed=seed)
         self._lipschitz: float | LipschitzFunction = (
@@ -60,13 +72,38 @@ class LipschitzSampler(OwnedParameterSampler):
         self._multipliers = tuple(require_positive("multipliers", each) for each in multipliers)
         if not self._multipliers:
             raise InvalidArgumentError("multipliers must hold at least one number, got none")
+        self._tries = bool(tries)
 
     def _own_value(
         self, study: optuna.Study, trial: FrozenTrial, distribution: FloatDistribution
     ) -> float:
-        multiplier = self._multipliers[trial.number % len(self._multipliers)]
-        rate = multiplier / self._constant(trial)
-        return min(max(rate, distribution.low), distribution.high)
+        constant = self._constant(trial)
+        if self._tries:
+            multiplier = self._tried(study, trial)
+        else:
+            multiplier = self._multipliers[trial.number % len(self._multipliers)]
+        return min(max(multiplier / constant, distribution.low), distribution.high)
+
+    def _tried(self, study: optuna.Study, trial: FrozenTrial) -> float:
+        # Through the storage: under Hyperband the study shows one bracket alone.
+        storage, study_id = study._storage, study._study_id
+        directions = storage.get_study_directions(study_id)
+        if len(directions) != 1:
+            raise InvalidArgumentError(
+                f"tries needs a study with one objective, by which the best try is found; got "
+                f"{len(directions)}: pass tries=False"
+            )
+        choice = choose(
+            storage.get_all_trials(study_id, deepcopy=False),
+            trial,
+            self._multipliers,
+            lr_name=self._lr_name,
+            direction=directions[0],
+        )
+        kept = choice.as_attribute()
+        storage.set_trial_user_attr(trial._trial_id, MULTIPLIER, kept)
+        trial.user_attrs[MULTIPLIER] = kept  # as Trial.set_user_attr does for the worker's own copy
+        return choice.multiplier
 
     def _constant(self, trial: FrozenTrial) -> float:
         if not callable(self._lipschitz):

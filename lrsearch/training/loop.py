@@ -93,6 +93,9 @@ class Observer(Protocol):
     def validated(self, validation: Evaluation, progress: Progress) -> None:
         """The validation split was looked at."""
 
+    def epoch_ended(self) -> None:
+        """Another epoch follows; the optimizer's rate may be set here."""
+
 
 class SilentObserver:
     """Watches and says nothing."""
@@ -107,6 +110,9 @@ class SilentObserver:
         """Say nothing."""
 
     def validated(self, validation: Evaluation, progress: Progress) -> None:
+        """Say nothing."""
+
+    def epoch_ended(self) -> None:
         """Say nothing."""
 
 
@@ -145,6 +151,11 @@ def make_optimizer(
         "rmsprop": torch.optim.RMSprop,
     }
     return factories[name](parameters, lr=learning_rate)
+
+
+def rate_of(optimizer: torch.optim.Optimizer) -> float:
+    """Present learning rate of the first parameter group."""
+    return float(optimizer.param_groups[0]["lr"])
 
 
 def build_model(task: TrainingTask, data: TaskData, seed: int) -> nn.Module:
@@ -189,6 +200,7 @@ def train(
     seed: int,
     controller: Controller | None = None,
     observer: Observer | None = None,
+    check_every: int | None = None,
 ) -> TrainingOutcome:
     """Train a model for the task's epochs.
 
@@ -201,15 +213,24 @@ def train(
         seed: of the batches' order.
         controller: decides about the rate after every step.
         observer: is told about steps, windows, losses and validation.
+        check_every: epochs from one look at validation to the next; default: some 20 in all.
     """
     function = loss_function(task.loss)
     watch = SilentObserver() if observer is None else observer
     batches = _Batches(data.train, task.batch_size, seed)
     total = steps_per_epoch(task, data) * task.epochs
-    check_every = max(1, task.epochs // CHECKS)
+    check_every = check_every or max(1, task.epochs // CHECKS)
     recorder: LossRecorder | None = None
     steps, recorded, ended, diverged = 0, 0, "", False
     model.train()
+
+    def tell_losses(rate: float) -> None:
+        nonlocal recorded
+        if recorder is not None and steps > recorded:
+            watch.recorded(recorder.values(), recorded, rate)
+            recorder.clear()
+            recorded = steps
+
     for epoch in range(task.epochs):
         for inputs, targets in batches:
             loss = function(model(inputs), targets)
@@ -235,24 +256,29 @@ def train(
             optimizer.zero_grad(set_to_none=True)
         last = bool(ended) or epoch == task.epochs - 1
         if last or (epoch + 1) % check_every == 0:
-            rate = float(optimizer.param_groups[0]["lr"])
-            if recorder is not None:
-                watch.recorded(recorder.values(), recorded, rate)
-                recorder.clear()
-                recorded = steps
-            progress = Progress(steps, total, rate, float(loss.detach()))
+            tell_losses(rate_of(optimizer))
+            progress = Progress(steps, total, rate_of(optimizer), float(loss.detach()))
             watch.validated(evaluate(task, model, data.validation), progress)
         if last:
             break
+        rate = rate_of(optimizer)
+        watch.epoch_ended()
+        if rate_of(optimizer) != rate:
+            tell_losses(rate)  # a stretch has one rate
     return TrainingOutcome(
         steps=steps,
-        lr=float(optimizer.param_groups[0]["lr"]),
+        lr=rate_of(optimizer),
         train=evaluate(task, model, data.train),
         validation=evaluate(task, model, data.validation),
         test=evaluate(task, model, data.test),
         diverged=diverged,
         ended_early=ended,
     )
+
+
+def first_batch(task: TrainingTask, data: TaskData, seed: int) -> tuple[Tensor, Tensor]:
+    """The batch of the first gradient step: inputs and targets."""
+    return next(iter(_Batches(data.train, task.batch_size, seed)))
 
 
 class _Batches:

@@ -1,0 +1,97 @@
+"""Where a search starts: at the bound from the data, at 1 / L, or at the papers' own first rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from lrsearch.engine.bound import RateBound, rate_bound
+from lrsearch.engine.lipschitz import first_estimate, papers_first_rate
+from lrsearch.errors import InvalidArgumentError, require_choice
+from lrsearch.stats.convergence import Mode
+from lrsearch.training.lipschitz import LipschitzEstimate
+from lrsearch.training.task import TaskData, TrainingTask
+
+STARTS: Final = ("bound", "lipschitz")
+# Methods whose trials ExpTest watches over from a start of the user's choice, or can.
+_STARTING: Final = ("exptest", "lipschitz")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The rate at which a search begins.
+
+    Attributes:
+        kind: "bound" or "lipschitz": what the rate rests on.
+        rate: of the ladder's top, or of a multiplier of 1.
+        how: how it was found, in a few words.
+        bound: from the data, if it was asked for.
+        estimate: of the first batch, if it was asked for.
+        note: why it is not what was asked for; "" if it is.
+    """
+
+    kind: str
+    rate: float
+    how: str
+    bound: RateBound | None = None
+    estimate: LipschitzEstimate | None = None
+    note: str = ""
+
+
+def checked_start(method: str, start: str | None) -> str | None:
+    """Where a method starts: the user's choice, or the method's own.
+
+    Returns:
+        "bound", "lipschitz" (then ExpTest watches over the ladder), or None: the method's own.
+
+    Raises:
+        InvalidArgumentError: if the method has no such choice.
+    """
+    if start is None:
+        return "bound" if method == "exptest" else None
+    require_choice("start", start, STARTS)
+    if method not in _STARTING:
+        raise InvalidArgumentError(
+            f"start goes with method 'exptest' or 'lipschitz', got start={start!r} with method "
+            f"{method!r}: leave it out"
+        )
+    if method == "lipschitz" and start == "bound":
+        raise InvalidArgumentError(
+            "start must be 'lipschitz' or left out with method 'lipschitz', got 'bound': "
+            "use method 'exptest'"
+        )
+    return start
+
+
+def find_start(
+    task: TrainingTask, data: TaskData, mode: Mode, seed: int, *, method: str, start: str | None
+) -> Start:
+    """The rate at which a search begins.
+
+    Where the first batch gives no Lipschitz constant (a dead layer), the bound from the data stands
+    in, and ``note`` says so.
+
+    Args:
+        task, data, mode, seed: what is trained; the seed of weights and batches.
+        method: of the search.
+        start: from ``checked_start``.
+
+    Raises:
+        ValueError: if a Lipschitz constant is wanted of a model without a linear layer.
+    """
+    plain = method == "lipschitz" and start is None
+    if not plain and start != "lipschitz":
+        return _from_data(task, data, mode)
+    fixed = papers_first_rate(task, mode) if plain else None
+    if fixed is not None:
+        return Start("lipschitz", *fixed)
+    estimate = first_estimate(task, data, mode, seed)
+    if estimate.reason:
+        why = f"no Lipschitz constant from the first batch ({estimate.reason})"
+        return _from_data(task, data, mode, note=f"started at the bound from the data: {why}")
+    return Start("lipschitz", estimate.lr, "1 / L of the first batch", estimate=estimate)
+
+
+def _from_data(task: TrainingTask, data: TaskData, mode: Mode, note: str = "") -> Start:
+    bound = rate_bound(task, data, mode)
+    return Start("bound", bound.lr_max, bound.method, bound=bound, note=note)
