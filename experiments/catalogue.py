@@ -16,6 +16,7 @@ MODULES: Final = {
     "exptest-appendix-e": "experiments.exptest.appendix_e",
     "exptest-recorded": "experiments.exptest.recorded",
     "exptest-shifts": "experiments.exptest.shifts",
+    "lipschitz-shifts": "experiments.lipschitz.shifts",
     "calibration": "experiments.calibration.reproduction",
 }
 

@@ -22,7 +22,7 @@ _ADAM_LIKE: Final = ("adam", "adamw")
 
 
 def default_multipliers(task: TrainingTask) -> tuple[float, ...]:
-    """What the papers try: AdaMo's x for momentum, 1 / L itself for the others."""
+    """AdaMo's x for momentum, 1 for the others, as in the papers."""
     return ADAMO if task.optimizer == "momentum" else (1.0,)
 
 
@@ -42,24 +42,25 @@ def first_estimate(task: TrainingTask, data: TaskData, mode: Mode, seed: int) ->
 
 
 def papers_first_rate(task: TrainingTask, mode: Mode) -> tuple[float, str] | None:
-    """The first epoch's rate where the papers fix it, for a multiplier of 1, and its name.
+    """The first epoch's rate where mode "paper" fixes it, for a multiplier of 1, and its name.
 
-    Momentum has AdaMo's x = 1, which is a rate of 1 - mu with torch's velocity. RMSprop and Adam
-    have 1e-3 in mode "paper". None where it comes from the first batch.
+    Momentum has AdaMo's x = 1, which is a rate of 1 - mu with torch's velocity; RMSprop and Adam
+    have 1e-3. None where it comes from the first batch: for plain descent, and in mode "robust",
+    since x knows nothing of the scale of the inputs (see docs/results.md, shifts).
     """
+    if mode != "paper" or task.optimizer == "sgd":
+        return None
     if task.optimizer == "momentum":
         return 1.0 - MOMENTUM, "AdaMo's x times 1 - momentum"
-    if mode == "paper" and task.optimizer != "sgd":
-        return _FIRST_RATE, "the papers' first rate"
-    return None
+    return _FIRST_RATE, "the papers' first rate"
 
 
 class RenewedRate:
     """A trial's rate, renewed at each epoch's end.
 
-    The rate is multiplier / L, the multiplier being that of the trial's first rate. AdaMo's x acts
-    on the first epoch alone, as in the papers, and is where its mean of L starts. ``lipschitz/lr``
-    in the tracker is 1 / L, ``train/lr`` the rate itself.
+    The rate is multiplier / L, the multiplier being that of the trial's first rate. In mode "paper"
+    AdaMo's x acts on the first epoch alone, and is where its mean of L starts. ``lipschitz/lr`` in
+    the tracker is 1 / L, ``train/lr`` the rate itself.
 
     Args:
         task, data, mode: what is trained.
@@ -82,7 +83,7 @@ class RenewedRate:
         self._optimizer = optimizer
         multiplier = rate_of(optimizer) / unit
         start: Any = None
-        if task.optimizer == "momentum":
+        if mode == "paper" and task.optimizer == "momentum":
             start, multiplier = rate_of(optimizer) / (1.0 - MOMENTUM), 1.0
         elif mode == "paper" and task.optimizer in _ADAM_LIKE:
             start = _AUTO_ADAM

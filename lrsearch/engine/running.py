@@ -93,8 +93,8 @@ def search(
         start: where ExpTest's ladder starts: "bound" (of the data; default) or "lipschitz": 1 / L
             of the first batch. With method "lipschitz": None for the papers' method, without a
             test; "lipschitz" hands 1 / L to ExpTest, which rejects it where it is too high.
-        multipliers: factors of 1 / L (of AdaMo's x = 1 for momentum). Several are tried for five
-            epochs each, and the best by validation loss is trained in full. Default: 1, for
+        multipliers: factors of 1 / L (mode "paper" with momentum: AdaMo's x). Several are tried for
+            five epochs each, and the best by validation loss is trained in full. Default: 1, for
             momentum 0.1, 0.5 and 1. With ``start`` there may be one.
 
     Returns:

@@ -15,6 +15,7 @@ import pytest
 from lrsearch import engine
 from lrsearch.cli import main as cli
 from lrsearch.cli.main import main
+from lrsearch.engine.start import STARTS
 from lrsearch.stats.convergence import Mode
 from lrsearch.tasks import builtin_names
 from lrsearch.training import task as tasks
@@ -97,6 +98,14 @@ def own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         (["search", "wine-logistic", "--tracking-uri", "nonsense://x"], "nonsense://x"),
         (["search", *QUICK, "--data-dir", "/no/such/folder"], "/no/such/folder"),
         (["tasks", "--data-dir", "/no/such/folder"], "/no/such/folder"),
+        (["search", *QUICK, "--method", "grid", "--start", "lipschitz"], "start"),
+        (["search", *QUICK, "--method", "lipschitz", "--start", "bound"], "start"),
+        (["search", *QUICK, "--start", "one"], "--start"),
+        (["search", *QUICK, "--multipliers", "1,2"], "multipliers"),
+        (["search", *QUICK, "--method", "lipschitz", "--multipliers", "1,many"], "--multipliers"),
+        (["search", *QUICK, "--method", "lipschitz", "--multipliers", "1,-2"], "multipliers"),
+        (["search", *QUICK, "--start", "lipschitz", "--multipliers", "1,2"], "multipliers"),
+        (["compare", *QUICK, "--methods", "grid,tpe", "--start", "lipschitz"], "start"),
         (["compare", *QUICK, "--methods", "exptest,gird"], "gird"),
         (["compare", *QUICK, "--methods", ","], "methods"),
         (["compare", *QUICK, "--seeds", "0"], "seeds"),
@@ -271,6 +280,7 @@ def test_an_interrupt_is_one_line_and_status_1(
 
 def test_choices_of_the_parser_are_those_of_their_sources() -> None:
     assert cli.METHODS == engine.METHODS
+    assert cli.STARTS == STARTS
     assert get_args(Mode) == cli.MODES
     assert cli.OPTIMIZERS == tasks.OPTIMIZERS
 
@@ -290,6 +300,8 @@ SEARCH_OPTIONS = {
     "--tracking-uri": "sqlite:///m.db",
     "--data-dir": ".",
     "--json": "-",
+    "--start": "lipschitz",
+    "--multipliers": "0.1,1",
 }
 
 
@@ -328,6 +340,8 @@ def test_every_option_of_search_reaches_the_engine(
         "tracking_uri": "sqlite:///m.db",
         "tracker": "none",
         "data_dir": ".",
+        "start": "lipschitz",
+        "multipliers": (0.1, 1.0),
     }
 
 

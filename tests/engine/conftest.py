@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lrsearch import Split, TaskData, TrainingTask
-from lrsearch.engine import running
+from lrsearch.engine import start
 from lrsearch.engine.bound import RateBound
+from lrsearch.training.lipschitz import LipschitzEstimate
 
 WEIGHTS = torch.tensor([[1.0], [-2.0], [0.5], [3.0]])
 
@@ -98,15 +99,20 @@ def make_line() -> Callable[..., Line]:
 
 @pytest.fixture
 def scale_bound(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Multiply the bound at which every search of this test begins."""
+    """Multiply the rate at which every search of this test begins."""
 
     def scale(factor: float) -> None:
-        true_bound = running.rate_bound
+        true_bound, true_estimate = start.rate_bound, start.first_estimate
 
-        def scaled(*arguments: object) -> RateBound:
+        def scaled_bound(*arguments: object) -> RateBound:
             bound = true_bound(*arguments)  # type: ignore[arg-type]
             return replace(bound, lr_max=bound.lr_max * factor)
 
-        monkeypatch.setattr(running, "rate_bound", scaled)
+        def scaled_estimate(*arguments: object) -> LipschitzEstimate:
+            estimate = true_estimate(*arguments)  # type: ignore[arg-type]
+            return replace(estimate, lr=estimate.lr * factor)
+
+        monkeypatch.setattr(start, "rate_bound", scaled_bound)
+        monkeypatch.setattr(start, "first_estimate", scaled_estimate)
 
     return scale

@@ -27,7 +27,8 @@ def test_steps_are_every_training_pass_of_every_trial(
 ) -> None:
     scale_bound(30.0)  # so that exptest restarts, and baselines diverge
     line = make_line()
-    result = search(line.task, method=method, tracker="none")
+    factors = (0.1, 1.0) if method == "lipschitz" else None  # tries are pruned
+    result = search(line.task, method=method, multipliers=factors, tracker="none")
     assert result.steps == line.spy.forwards
     assert result.steps == result.trials["steps"].sum()
     assert (result.trials["state"] == "PRUNED").any()
@@ -168,7 +169,7 @@ def test_without_any_rate_that_decays_lr_is_nan_and_the_reason_is_given() -> Non
 def test_trials_bounds_their_number(make_line: MakeLine, method: str) -> None:
     for count in (1, 3):
         result = search(make_line(epochs=2).task, method=method, trials=count, tracker="none")
-        assert len(result.trials) == (1 if method == "exptest" else count)
+        assert len(result.trials) == (1 if method in ("exptest", "lipschitz") else count)
 
 
 def test_a_users_own_optimizer_epochs_and_batch_size_win(make_line: MakeLine) -> None:
@@ -346,6 +347,16 @@ def test_a_taken_study_name_is_refused_in_one_line(make_line: MakeLine, tmp_path
         ({"trials": "3"}, TypeError, "trials"),
         ({"workers": 4}, ValueError, "workers"),
         ({"resume": True}, ValueError, "resume"),
+        ({"start": "top"}, ValueError, "start"),
+        ({"start": "lipschitz", "method": "grid"}, ValueError, "start"),
+        ({"start": "bound", "method": "lipschitz"}, ValueError, "start"),
+        ({"multipliers": (1.0,)}, ValueError, "multipliers"),
+        ({"multipliers": (1.0, 2.0), "start": "lipschitz"}, ValueError, "multipliers"),
+        ({"multipliers": (), "method": "lipschitz"}, TypeError, "multipliers"),
+        ({"multipliers": "1", "method": "lipschitz"}, TypeError, "multipliers"),
+        ({"multipliers": (1.0, 0.0), "method": "lipschitz"}, ValueError, "multipliers"),
+        ({"multipliers": (1.0, "2"), "method": "lipschitz"}, TypeError, "multipliers"),
+        ({"method": "lipschitz", "optimizer": "momentum", "trials": 3}, ValueError, "trials"),
         ({"storage": "nonsense"}, ValueError, "storage"),
         ({"storage": "sqlite:////no/such/folder/x.db"}, ValueError, "storage"),
     ],

@@ -57,6 +57,12 @@ class TestLipschitzOwningX(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
         return lambda: LipschitzSampler(3.0, lr_name="x", multipliers=(1.0, 2.0), seed=0)
 
 
+class TestLipschitzTriesOwningX(BasicSamplerTestCase):
+    @pytest.fixture
+    def sampler(self) -> SamplerFactory:
+        return lambda: LipschitzSampler(3.0, lr_name="x", multipliers=(1.0, 2.0), tries=True)
+
+
 class TestLipschitzOwningXOverRelative(RelativeSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> SamplerFactory:
