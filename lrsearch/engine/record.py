@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from math import isfinite
 
 import numpy as np
@@ -48,6 +49,7 @@ def describe(
     start: Start,
     method: str,
     seed: int,
+    multipliers: Sequence[float] | None,
 ) -> None:
     """What was asked, on which data, with which versions, and where it starts."""
     run.log_params(
@@ -75,6 +77,8 @@ def describe(
             "device": str(data.train.inputs.device),
         }
     )
+    if multipliers is not None:
+        run.log_params({"multipliers": ",".join(f"{each:g}" for each in multipliers)})
     metrics = {"bound/lr_max": start.rate}
     if start.bound is not None:
         metrics["bound/lambda_max"] = start.bound.lambda_max

@@ -170,7 +170,7 @@ def search(
     try:
         study = open_study(plan, name=study_name, storage=storage, resume=resume)
         claim(study, chosen, settings, method, seed, start=begin, multipliers=factors)
-        describe(run, chosen, data, settings, top, method, seed)
+        describe(run, chosen, data, settings, top, method, seed, factors)
         left = _trials_left(plan, study)
         if left > 0 and STOP_REASON not in study.user_attrs:
             with quiet_optuna():

@@ -43,6 +43,12 @@ def trouble(data):
     raise RuntimeError("the user's own trouble")
 
 broken = TrainingTask("broken", data=load, model=trouble, loss="mse", metric="mse", epochs=3)
+def dead(data):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+    torch.nn.init.constant_(model[0].bias, -1e3)
+    return model
+
+dead = TrainingTask("dead", data=load, model=dead, loss="mse", metric="mse", epochs=3)
 not_a_task = 3
 """
 
@@ -202,6 +208,40 @@ def test_json_goes_to_a_file_beside_the_text_or_alone_to_stdout(
             del trial["seconds"]
     assert alone == kept
     assert alone["task"] == "wine-logistic"
+
+
+def test_lipschitz_tries_and_a_guarded_ladder_are_to_be_had(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["search", "wine-logistic", "--epochs", "8", "--no-tracking"]
+    tries = [*command, "--method", "lipschitz", "--multipliers", "0.01,1.0"]
+    assert main([*tries, "--json", "-"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["start"] == "lipschitz"
+    assert [trial["state"] for trial in content["trials"]] == ["PRUNED", "PRUNED", "COMPLETE"]
+    assert content["lr"] == content["trials"][2]["lr"]
+    assert main([*command, "--start", "lipschitz", "--json", "-"]) == 0
+    guarded = json.loads(capsys.readouterr().out)
+    assert guarded["start"] == "lipschitz"
+    assert guarded["windows"]
+    assert guarded["trials"][0]["lr"] == content["trials"][1]["lr"]
+    assert main(tries) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "tried for 5 epochs" in out
+
+
+def test_a_start_that_is_not_to_be_had_is_a_line_on_stderr(
+    capsys: pytest.CaptureFixture[str], own_task: str
+) -> None:
+    command = ["search", f"{own_task}:dead", "--no-tracking", "--start", "lipschitz"]
+    assert main([*command, "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    (note,) = (line for line in err.splitlines() if line.startswith("lrsearch"))
+    assert note.startswith("lrsearch: note: started at the bound from the data: ")
+    content = json.loads(out)
+    assert content["start"] == "bound"
+    assert content["start_note"] in note
 
 
 def test_compare_has_the_json_of_the_contract(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,9 +22,10 @@ from experiments.exptest.published import (
     TABLE3_FACTORS,
 )
 from experiments.exptest.recorded import DIVERGING, restart_of
-from experiments.exptest.shifts import GRID, TASKS
-from experiments.harness.reproduction import Report, Reproduced, Results
+from experiments.harness.reproduction import Plan, Report, Reproduced, Results
 from experiments.harness.session import Session
+from experiments.lipschitz import shifts as lipschitz_shifts
+from experiments.shifted_digits import GRID, TASKS
 from lrsearch.cli import main as cli
 from lrsearch.cli.main import main
 from lrsearch.controllers.exptest import ExpTestSettings
@@ -45,6 +46,7 @@ NAMES = (
     "exptest-appendix-e",
     "exptest-recorded",
     "exptest-shifts",
+    "lipschitz-shifts",
     "calibration",
 )
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -337,6 +339,47 @@ def test_a_quick_look_at_shifts_has_every_task_and_mode(
     for row in table.to_dict("records"):
         assert row["regret"] == pytest.approx(best[row["task"]] - row["accuracy"])
     assert_goes_on(call, monkeypatch, {"regrets", "totals"})
+
+
+@pytest.mark.slow
+def test_a_quick_look_at_lipschitz_rates_has_every_optimizer_and_method(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Called("lipschitz-shifts", tmp_path / "out", capsys)
+    text = call("--no-tracking")
+    assert "guarded less the other, paired over tasks and seeds" in text
+    tables, figures = {"regrets", "totals", "paired"}, {"regrets"}
+    assert_files(call, tables, figures)
+    table, runs = call.table("regrets"), call.table("runs")
+    quick = lipschitz_shifts.tasks_of(Plan("quick"))
+    assert set(table[["optimizer", "task", "method"]].itertuples(index=False, name=None)) == {
+        (optimizer, task, method)
+        for optimizer in lipschitz_shifts.OPTIMIZERS
+        for task in quick
+        for method in lipschitz_shifts.methods_of(optimizer)
+    }
+    fixed = runs[runs["method"] == "fixed"]
+    assert len(fixed) == len(quick) * len(lipschitz_shifts.OPTIMIZERS) * len(GRID)
+    best = fixed.groupby(["optimizer", "task"])["accuracy"].max()
+    for row in table.to_dict("records"):
+        key = row["optimizer"], row["task"]
+        assert row["regret"] == pytest.approx(best[key] - row["accuracy"])
+    totals = call.table("totals")
+    assert totals["failed"].sum() == table["failed"].sum()
+    # Every step of every trial is on the bill: tries and ladders cost more than one training.
+    steps = runs[runs["rate"] == "own"].groupby(["optimizer", "method"])["steps"].min()
+    assert (steps >= fixed["steps"].min()).all()
+    assert_goes_on(call, monkeypatch, tables)
+
+
+def test_shifts_of_lipschitz_rates_are_those_of_exptest_and_the_six() -> None:
+    assert set(TASKS) < set(lipschitz_shifts.ALL)
+    assert set(lipschitz_shifts.ALL) - set(TASKS) == {"logistic, inputs x 0.01"}
+    assert set(lipschitz_shifts.SIX) <= set(lipschitz_shifts.ALL)
+    cells = lipschitz_shifts.cells(Plan())
+    assert len(cells) == 12 * 4 * 5
+    # Seed by seed: a run that is cut short has the same tasks for every seed but the last.
+    assert [cell["seed"] for cell in cells] == sorted(cell["seed"] for cell in cells)
 
 
 @pytest.mark.slow

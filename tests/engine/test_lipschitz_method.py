@@ -219,11 +219,12 @@ def test_multipliers_are_tried_and_the_best_is_trained_in_full() -> None:
     assert result.stop_reason == f"trial 3 trained the best try in full, lr={result.lr!r}"
 
 
-def test_momentum_tries_adamos_three_starts(run: Kept) -> None:
+def test_momentum_tries_adamos_three_starts_where_mode_is_paper(run: Kept) -> None:
     task = make_task(optimizer="momentum")
     result = search(task, method="lipschitz", mode="paper", tracker="fake")
     np.testing.assert_allclose(result.trials["lr"][:3], [0.01, 0.05, 0.1], rtol=1e-9)
     assert len(result.trials) == 4
+    assert run.params["bound_method"] == "AdaMo's x times 1 - momentum"
     names = [child.tags["name"] for child in run.children]
     assert names == [
         *(f"lipschitz try {n}, seed 0" for n in range(3)),
@@ -235,6 +236,19 @@ def test_momentum_tries_adamos_three_starts(run: Kept) -> None:
         assert child.metrics["lipschitz/lr"][step] == pytest.approx(
             0.1 / (0.9 * x + 0.1 * constant), rel=1e-6
         )
+
+
+def test_momentum_tries_the_same_multiples_of_1_over_l_where_mode_is_robust(run: Kept) -> None:
+    task = make_task(optimizer="momentum")
+    result = search(task, method="lipschitz", tracker="fake")
+    unit = 0.1 / constant_of_first_batch(task)
+    np.testing.assert_allclose(result.trials["lr"][:3], unit * np.array([0.1, 0.5, 1.0]), 1e-5)
+    for child, multiplier in zip(run.children, (0.1, 0.5, 1.0), strict=False):
+        # The mean of L starts at the first epoch's; the multiplier stays.
+        step = ROWS // BATCH
+        rate, constant = (child.metrics[f"lipschitz/{key}"][step] for key in ("lr", "constant"))
+        assert rate == pytest.approx(0.1 / constant, rel=1e-9)
+        assert child.metrics["train/lr"][step] == pytest.approx(multiplier * rate, rel=1e-9)
 
 
 def test_where_there_is_no_time_for_tries_each_multiplier_is_trained_in_full() -> None:

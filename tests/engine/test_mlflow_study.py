@@ -143,6 +143,64 @@ def test_baselines_are_told_apart_and_those_that_diverge_are_killed(
         assert ("diverged_at_step" in run.data.metrics) <= (run.info.status == "KILLED")
 
 
+def test_lipschitz_rates_and_tries_are_recorded_as_the_contract_says(
+    make_line: MakeLine, store_uri: str, batches: list[int]
+) -> None:
+    result = search(
+        make_line().task, method="lipschitz", multipliers=(0.1, 1.0), tracking_uri=store_uri
+    )
+    sent = len(batches)
+    client = MlflowClient(tracking_uri=store_uri)
+    parent = client.get_run(result.run_id)
+    assert parent.data.tags["lrsearch.method"] == "lipschitz"
+    assert parent.data.tags["lrsearch.stop_reason"] == result.stop_reason
+    assert parent.data.params["start"] == "lipschitz"
+    assert parent.data.params["multipliers"] == "0.1,1"
+    unit = result.trials["lr"].max()
+    for key in ("bound/lr_max", "lipschitz/lr"):
+        assert parent.data.metrics[key] == pytest.approx(unit)
+    assert parent.data.metrics["lipschitz/constant"] == pytest.approx(1.0 / unit)
+    assert parent.data.metrics["train/lr"] == pytest.approx(result.lr)
+
+    trials = runs_of(client, result.run_id)
+    states = ["KILLED", "KILLED", "FINISHED"]
+    assert [run.info.status for run in trials] == states
+    for run, epochs, (_, row) in zip(trials, (5, 5, 40), result.trials.iterrows(), strict=True):
+        assert run.data.tags["lrsearch.kind"] == "trial"
+        assert run.data.tags.get("lrsearch.reason", "") == row["reason"]
+        steps = [10 * epoch for epoch in range(epochs)]
+        history = {
+            key: {p.step: p.value for p in client.get_metric_history(run.info.run_id, key)}
+            for key in ("lipschitz/constant", "lipschitz/k_z", "lipschitz/lr", "train/lr")
+        }
+        for key in ("lipschitz/constant", "lipschitz/k_z", "lipschitz/lr"):
+            assert sorted(history[key]) == steps
+        multiplier = row["lr"] / unit
+        for step in steps:
+            rate = history["lipschitz/lr"][step]
+            assert rate == pytest.approx(1.0 / history["lipschitz/constant"][step])
+            assert history["train/lr"][step] == pytest.approx(multiplier * rate)
+        assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 10 * epochs
+    assert sent <= 8 * (len(trials) + 1)
+
+
+def test_where_a_guarded_ladder_started_is_on_record(make_line: MakeLine, store_uri: str) -> None:
+    result = search(
+        make_line().task, start="lipschitz", multipliers=(30.0,), tracking_uri=store_uri
+    )
+    client = MlflowClient(tracking_uri=store_uri)
+    parent = client.get_run(result.run_id)
+    assert parent.data.params["start"] == "lipschitz"
+    assert parent.data.params["bound_method"] == "1 / L of the first batch"
+    top = result.trials["lr"].iloc[0]
+    assert 30.0 * parent.data.metrics["bound/lr_max"] == pytest.approx(top)
+    assert {"lipschitz/constant", "lipschitz/k_z"} <= set(parent.data.metrics)
+    assert "bound/lambda_max" not in parent.data.metrics
+    trials = runs_of(client, result.run_id)
+    assert len(trials) == len(result.trials) > 1
+    assert all("window/pvalue" in run.data.metrics for run in trials)
+
+
 def test_a_failed_training_leaves_trial_and_study_failed(
     make_line: MakeLine, store_uri: str
 ) -> None:

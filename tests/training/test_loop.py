@@ -13,6 +13,7 @@ from lrsearch.training.loop import (
     SilentObserver,
     build_model,
     evaluate,
+    first_batch,
     loss_function,
     make_optimizer,
     steps_per_epoch,
@@ -251,3 +252,60 @@ def test_every_optimizer_of_a_task_can_be_made(name):
     optimizer = make_optimizer(name, [nn.Parameter(torch.ones(1))], 0.2)
     assert optimizer.param_groups[0]["lr"] == 0.2
     assert optimizer.param_groups[0].get("momentum", 0.0) == (0.9 if name == "momentum" else 0.0)
+
+
+def test_an_observer_may_renew_the_rate_after_each_epoch_but_the_last():
+    task = make_task(epochs=3)
+    model = build_model(task, DATA, 0)
+    optimizer = make_optimizer("sgd", list(model.parameters()), 0.4)
+
+    class Halving(Noting):
+        def epoch_ended(self):
+            optimizer.param_groups[0]["lr"] /= 2.0
+
+    watch = Halving()
+    outcome = train(task, DATA, model=model, optimizer=optimizer, seed=0, observer=watch)
+    # Each stretch of losses has the rate that gave it.
+    assert watch.curves == [(0, 4, 0.4), (4, 4, 0.2), (8, 4, 0.1)]
+    assert outcome.lr == 0.1
+
+
+def test_losses_are_told_in_stretches_of_one_rate_between_looks_at_validation():
+    task = make_task(epochs=60)  # a look at every third epoch
+    model = build_model(task, DATA, 0)
+    optimizer = make_optimizer("sgd", list(model.parameters()), 0.1)
+
+    class Once(Noting):
+        epochs = 0
+
+        def epoch_ended(self):
+            self.epochs += 1
+            if self.epochs == 2:
+                optimizer.param_groups[0]["lr"] = 0.05
+
+    watch = Once()
+    train(task, DATA, model=model, optimizer=optimizer, seed=0, observer=watch)
+    assert watch.curves[:3] == [(0, 8, 0.1), (8, 4, 0.05), (12, 12, 0.05)]
+    assert watch.epochs == 59
+
+
+@pytest.mark.parametrize(("every", "looks"), [(1, 6), (4, 2), (None, 6)])
+def test_validation_is_looked_at_as_often_as_asked(every, looks):
+    observer = Noting()
+    run(make_task(epochs=6), observer=observer, check_every=every)
+    assert len(observer.checks) == looks
+
+
+def test_the_first_batch_is_the_one_that_training_sees_first():
+    task, seen = make_task(epochs=1), []
+    model = build_model(task, DATA, 0)
+    model.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0]) if module.training else None
+    )
+    optimizer = make_optimizer("sgd", list(model.parameters()), 0.1)
+    train(task, DATA, model=model, optimizer=optimizer, seed=7)
+    inputs, targets = first_batch(task, DATA, 7)
+    assert torch.equal(inputs, seen[0])
+    assert len(inputs) == len(targets) == 16
+    whole, _ = first_batch(make_task(batch_size=None), DATA, 7)
+    assert torch.equal(whole, DATA.train.inputs)
