@@ -26,7 +26,7 @@ _COLUMNS = (
     "metrics.`test/accuracy`",
     "metrics.`window/pvalue`",
 )
-# Section, metric, scale of its axis.
+# Section, metric, scale of its axis. What a study lacks is not shown (hideEmptyCharts).
 _CHARTS = (
     ("Training", "train/loss", "log"),
     ("Training", "train/lr", "log"),
@@ -34,6 +34,9 @@ _CHARTS = (
     ("ExpTest windows", "window/pvalue", "log"),
     ("ExpTest windows", "window/f_statistic", "log"),
     ("ExpTest windows", "window/slope", "linear"),
+    ("Lipschitz rates", "lipschitz/lr", "log"),
+    ("Lipschitz rates", "lipschitz/constant", "log"),
+    ("Lipschitz rates", "lipschitz/k_z", "log"),
 )
 
 

@@ -255,10 +255,15 @@ class _Attempt:
         if self._objective.plan.reports:
             self._trial.report(validation.loss, step=progress.step)
             if self._trial.should_prune():
-                tried = f"tried for {TRY_EPOCHS} epochs: validation loss {validation.loss:.4g}"
-                reason = tried if is_try(self._trial) else "worse than the median trial"
-                self._trial.set_user_attr(REASON, reason)
+                self._trial.set_user_attr(REASON, self._why_pruned(validation.loss))
                 raise optuna.TrialPruned
+
+    def _why_pruned(self, loss: float) -> str:
+        if not is_try(self._trial):
+            return "worse than the median trial"
+        if not isfinite(loss):
+            return "diverged"
+        return f"tried for {TRY_EPOCHS} epochs: validation loss {loss:.4g}"
 
     def epoch_ended(self) -> None:
         """Renew the rate where the plan says so."""

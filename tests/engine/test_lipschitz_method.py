@@ -219,6 +219,24 @@ def test_multipliers_are_tried_and_the_best_is_trained_in_full() -> None:
     assert result.stop_reason == f"trial 3 trained the best try in full, lr={result.lr!r}"
 
 
+def test_a_try_that_diverges_costs_its_steps_and_loses() -> None:
+    task = make_task(epochs=12, data=lambda seed: huge(clusters(seed)))
+    result = search(task, method="lipschitz", multipliers=(1e30, 1e-3), tracker="none")
+    assert list(result.trials["state"]) == ["PRUNED", "PRUNED", "COMPLETE"]
+    assert result.trials["reason"].iloc[0] == "diverged"
+    assert result.lr == result.trials["lr"].iloc[1]
+    assert result.steps == result.trials["steps"].sum()
+
+
+def test_where_every_try_diverges_there_is_no_answer() -> None:
+    task = make_task(epochs=12, data=lambda seed: huge(clusters(seed)))
+    result = search(task, method="lipschitz", multipliers=(1e30, 1e31), tracker="none")
+    assert set(result.trials["reason"]) == {"diverged"}
+    assert len(result.trials) == 3
+    assert result.lr != result.lr
+    assert result.stop_reason == "all trials done"
+
+
 def test_momentum_tries_adamos_three_starts_where_mode_is_paper(run: Kept) -> None:
     task = make_task(optimizer="momentum")
     result = search(task, method="lipschitz", mode="paper", tracker="fake")
