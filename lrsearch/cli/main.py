@@ -171,7 +171,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "--multipliers",
         type=_numbers,
         metavar="A,B,...",
-        help="of 1 / L, for lipschitz: each is tried, the best trained (momentum: 0.1,0.5,1.0)",
+        help="of 1 / L, for lipschitz, such as 0.1,0.5,1.0: each is tried, the best trained "
+        "(default: 1; momentum: 1,3,10)",
     )
     parser.add_argument("--data-dir", metavar="DIR", help="folder with data files")
 

@@ -13,17 +13,21 @@ from lrsearch.training.lipschitz import LipschitzEstimate, LipschitzLR
 from lrsearch.training.loop import MOMENTUM, build_model, first_batch, make_optimizer, rate_of
 from lrsearch.training.task import TaskData, TrainingTask
 
-# [L] 6.1: AdaMo's first rate x, in the papers' form of momentum.
-ADAMO: Final = (0.1, 0.5, 1.0)
+# What is tried with momentum: the papers' x (AdaMo's first rate, in their form of momentum), and
+# multiples of the rate that a bound for any output gives, up to about the papers' own 1 / L.
+_TRIED: Final[dict[Mode, tuple[float, ...]]] = {
+    "paper": (0.1, 0.5, 1.0),
+    "robust": (1.0, 3.0, 10.0),
+}
 # [N]: RMSprop's and Auto-Adam's first rate, and the means that Auto-Adam starts from.
 _FIRST_RATE: Final = 1e-3
 _AUTO_ADAM: Final = (1.0, 1e-6)
 _ADAM_LIKE: Final = ("adam", "adamw")
 
 
-def default_multipliers(task: TrainingTask) -> tuple[float, ...]:
-    """AdaMo's x for momentum, 1 for the others, as in the papers."""
-    return ADAMO if task.optimizer == "momentum" else (1.0,)
+def default_multipliers(task: TrainingTask, mode: Mode) -> tuple[float, ...]:
+    """Three to be tried with momentum, as AdaMo ([L] 7.3); 1 for the others."""
+    return _TRIED[mode] if task.optimizer == "momentum" else (1.0,)
 
 
 def first_estimate(task: TrainingTask, data: TaskData, mode: Mode, seed: int) -> LipschitzEstimate:
@@ -115,22 +119,25 @@ class RenewedRate:
 def _options(task: TrainingTask, data: TaskData, mode: Mode) -> dict[str, Any]:
     """What LipschitzLR is to know about a task.
 
+    Mode "paper" has the papers' forms. Mode "robust" has the bound for any output in place of
+    their gradient at a uniform one, which fails on twice as many shifted tasks (docs/results.md),
+    and for RMSprop and Adam the mean square of one entry of the gradient in place of the norm's.
+    With the papers' |K_a - ‖y‖| K_z / m for squared errors the rate would explode as the fit gets
+    good: it goes to zero then; the bound for any output is (K_a + ‖y‖) K_z / m.
+
     torch's mean squared error has no 1/2 and is a mean over the outputs too: 2 / outputs times the
-    papers' loss. Its papers' gradient (K_a - ‖y‖) K_z / m goes to zero as the fit gets good, and
-    the rate would explode; mode "robust" takes the bound for any output, (K_a + ‖y‖) K_z / m.
+    papers' loss.
     """
     robust = mode == "robust"
     options: dict[str, Any] = {
         "loss": task.loss,
         "squared": "mean" if robust else "norm",
+        "supremum": robust,
         "first_epoch": "optimizer",
     }
     if task.loss == "mse":
-        options |= {
-            "loss_scale": 2.0 / data.outputs,
-            "target_norm": _largest_norm(data.train.targets, task.batch_size),
-            "supremum": robust,
-        }
+        options["loss_scale"] = 2.0 / data.outputs
+        options["target_norm"] = _largest_norm(data.train.targets, task.batch_size)
     return options
 
 

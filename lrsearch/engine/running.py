@@ -94,8 +94,8 @@ def search(
             of the first batch. With method "lipschitz": None for the papers' method, without a
             test; "lipschitz" hands 1 / L to ExpTest, which rejects it where it is too high.
         multipliers: factors of 1 / L (mode "paper" with momentum: AdaMo's x). Several are tried for
-            five epochs each, and the best by validation loss is trained in full. Default: 1, for
-            momentum 0.1, 0.5 and 1. With ``start`` there may be one.
+            five epochs each, and the best by validation loss is trained in full. Default: 1; for
+            momentum 1, 3 and 10, in mode "paper" 0.1, 0.5 and 1. With ``start`` there may be one.
 
     Returns:
         What was found; ``lr`` is NaN if no trial was completed. "lipschitz" renews the rate, so
@@ -133,7 +133,7 @@ def search(
     steps = steps_per_epoch(chosen, data) * chosen.epochs
     settings = replace(settings, full_batch=full_batch, total_steps=steps)
     if method == "lipschitz" and begin is None:
-        factors = factors or default_multipliers(chosen)
+        factors = factors or default_multipliers(chosen, mode)
     top = find_start(chosen, data, mode, seed, method=method, start=begin)
     plan = make_plan(
         method,

@@ -80,7 +80,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Kept:
     return top
 
 
-def constant_of_first_batch(task: TrainingTask, seed: int = 0) -> float:
+def constant_of_first_batch(task: TrainingTask, seed: int = 0, mode: str = "robust") -> float:
     """By hand: K_z of the first batch, with the weights that training starts from."""
     data = clusters(seed)
     torch.manual_seed(seed)
@@ -88,7 +88,9 @@ def constant_of_first_batch(task: TrainingTask, seed: int = 0) -> float:
     inputs, _ = first_batch(task, data, seed)
     assert isinstance(model, nn.Sequential)
     k_z = float(torch.linalg.vector_norm(model[:-1](inputs).detach()))
-    return lipschitz_constant("cross_entropy", batch_size=BATCH, k_z=k_z, classes=CLASSES)
+    return lipschitz_constant(
+        "cross_entropy", batch_size=BATCH, k_z=k_z, classes=CLASSES, supremum=mode == "robust"
+    )
 
 
 # --- plain -----------------------------------------------------------------------------------
@@ -114,6 +116,9 @@ def test_the_first_epoch_has_1_over_l_of_the_batch_that_training_sees_first() ->
     assert result.start_note == ""
     assert len(result.trials) == 1
     assert len(result.windows) == 0
+    paper = search(noting, method="lipschitz", mode="paper", tracker="none")
+    assert paper.lr == pytest.approx(1.0 / constant_of_first_batch(task, mode="paper"), rel=1e-5)
+    assert paper.lr > 4.0 * result.lr
 
 
 def test_the_rate_is_renewed_after_each_epoch_and_on_record(run: Kept) -> None:
@@ -256,12 +261,12 @@ def test_momentum_tries_adamos_three_starts_where_mode_is_paper(run: Kept) -> No
         )
 
 
-def test_momentum_tries_the_same_multiples_of_1_over_l_where_mode_is_robust(run: Kept) -> None:
+def test_momentum_tries_multiples_of_1_over_l_where_mode_is_robust(run: Kept) -> None:
     task = make_task(optimizer="momentum")
     result = search(task, method="lipschitz", tracker="fake")
     unit = 0.1 / constant_of_first_batch(task)
-    np.testing.assert_allclose(result.trials["lr"][:3], unit * np.array([0.1, 0.5, 1.0]), 1e-5)
-    for child, multiplier in zip(run.children, (0.1, 0.5, 1.0), strict=False):
+    np.testing.assert_allclose(result.trials["lr"][:3], unit * np.array([1.0, 3.0, 10.0]), 1e-5)
+    for child, multiplier in zip(run.children, (1.0, 3.0, 10.0), strict=False):
         # The mean of L starts at the first epoch's; the multiplier stays.
         step = ROWS // BATCH
         rate, constant = (child.metrics[f"lipschitz/{key}"][step] for key in ("lr", "constant"))
