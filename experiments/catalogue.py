@@ -17,6 +17,7 @@ MODULES: Final = {
     "exptest-recorded": "experiments.exptest.recorded",
     "exptest-shifts": "experiments.exptest.shifts",
     "lipschitz-shifts": "experiments.lipschitz.shifts",
+    "lipschitz-mnist-cnn": "experiments.lipschitz.mnist_cnn",
     "calibration": "experiments.calibration.reproduction",
 }
 

@@ -40,10 +40,14 @@ class Measured:
     Attributes:
         rows: one dictionary per run, of numbers and texts.
         curves: of each row, or none at all: per-step losses, shape (steps,).
+        history: of each row, or none at all: a row of numbers and texts per epoch.
+        complete: False where time ran out inside the cell: it is shown, and goes on next time.
     """
 
     rows: Sequence[Row]
     curves: Sequence[NDArray[np.float32]] = field(default_factory=tuple)
+    history: Sequence[Sequence[Row]] = field(default_factory=tuple)
+    complete: bool = True
 
 
 class CellStore:
@@ -68,7 +72,7 @@ class CellStore:
             ) from error
 
     def find(self, cell: Cell) -> tuple[Measured, str] | None:
-        """What a finished cell measured, and by which version; None if it is not there."""
+        """What a kept cell measured, and by which version; None if it is not there."""
         path = self._path(cell)
         try:
             # Opened here: numpy leaves its own file open where the archive is damaged.
@@ -80,7 +84,8 @@ class CellStore:
         except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
             path.unlink(missing_ok=True)  # damaged: measured anew
             return None
-        return Measured(kept["rows"], curves), str(kept["version"])
+        history, complete = kept.get("history", ()), kept.get("complete", True)
+        return Measured(kept["rows"], curves, history, complete), str(kept["version"])
 
     def keep(self, cell: Cell, measured: Measured) -> None:
         """Write a cell: to a side file first, so that a kill leaves the old state or the new."""
@@ -90,6 +95,8 @@ class CellStore:
             "version": self._version,
             "rows": list(measured.rows),
             "curves": len(measured.curves),
+            "history": [list(epochs) for epochs in measured.history],
+            "complete": measured.complete,
         }
         path = self._path(cell)
         side = path.with_suffix(f".{os.getpid()}.tmp")
@@ -113,10 +120,14 @@ class CellStore:
             self._path(cell).unlink(missing_ok=True)
 
     def _path(self, cell: Cell) -> Path:
-        identity = json.dumps([self._settings, dict(cell)], sort_keys=True)
-        name = re.sub(r"[^\w.+-]+", "-", "_".join(str(value) for value in cell.values()))
-        digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
-        return self._folder / f"{name[:80]}_{digest}.npz"
+        return self._folder / f"{cell_name(self._settings, cell)}.npz"
+
+
+def cell_name(settings: Mapping[str, Any], cell: Cell) -> str:
+    """For files: readable, and another one for other settings."""
+    identity = json.dumps([dict(settings), dict(cell)], sort_keys=True)
+    name = re.sub(r"[^\w.+-]+", "-", "_".join(str(value) for value in cell.values()))
+    return f"{name[:80]}_{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
 def run_cells(

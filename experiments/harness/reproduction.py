@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from experiments.harness.cells import Cell, CellStore, Measured, run_cells
+from experiments.harness.cells import Cell, CellStore, Measured, cell_name, run_cells
+from experiments.harness.checkpoints import Checkpoint
 from lrsearch.errors import (
     InvalidArgumentError,
     MissingDataError,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 SCALES = ("full", "quick")
 CURVE = "curve"  # column of a result: number of its loss curve
+RUN = "run"  # column of an epoch: number of its result
 SEED = "seed"
 
 
@@ -39,6 +42,9 @@ class Plan:
         scale: "full" (the paper's) or "quick" (the cut that CI runs).
         seeds: independent runs of each setting; None for the reproduction's own number.
         data_dir: folder with data files; None for the usual places.
+        checkpoints: folder for what long cells need to go on after a kill; ``run`` sets it.
+        deadline: of ``time.monotonic()``, which processes of a machine share; long cells stop at
+            the next place from which they can go on. ``run`` sets it.
 
     Raises:
         InvalidArgumentError: if a choice is not allowed.
@@ -47,6 +53,8 @@ class Plan:
     scale: str = "full"
     seeds: int | None = None
     data_dir: str | None = None
+    checkpoints: Path | None = None
+    deadline: float = inf
 
     def __post_init__(self) -> None:
         require_choice("scale", self.scale, SCALES)
@@ -62,6 +70,12 @@ class Plan:
         """The seeds 0, 1, ... of this plan."""
         return range(self.seeds or (quick if self.quick else full))
 
+    def checkpoint(self, settings: Mapping[str, Any], cell: Cell) -> Checkpoint | None:
+        """Where a cell under these settings keeps how far it is; None outside of ``run``."""
+        if self.checkpoints is None:
+            return None
+        return Checkpoint(self.checkpoints / f"{cell_name(settings, cell)}.pt")
+
 
 @dataclass(frozen=True, slots=True)
 class Results:
@@ -70,10 +84,12 @@ class Results:
     Attributes:
         rows: one row per run; the column "curve" numbers its loss curve, where it has one.
         curves: per-step losses, each of shape (steps,).
+        epochs: one row per epoch of those that have any; the column "run" is the index in ``rows``.
     """
 
     rows: pd.DataFrame
     curves: Sequence[NDArray[np.float32]]
+    epochs: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def curves_of(self, rows: pd.DataFrame) -> list[NDArray[np.float32]]:
         """The loss curves of some of the rows."""
@@ -149,8 +165,9 @@ class Reproduced:
         folder: where everything was written.
         version: of the code that reports.
         versions: of the code that measured the cells; another one than ``version`` deserves a look.
-        measured: cells measured by this call.
-        missing: cells that are not finished; 0 unless time ran out.
+        measured: cells finished by this call.
+        missing: cells that are not finished, of which the report shows what there is; 0 unless time
+            ran out.
     """
 
     report: Report
@@ -179,27 +196,39 @@ def run(
         out: folder for cells, tables and figures.
         workers: processes.
         fresh: measure finished cells anew.
-        minutes: begin no cell later than this.
+        minutes: begin no cell later than this; long ones stop and go on with the next call.
         watcher: is told about progress.
 
     Raises:
-        MissingDataError: if data are missing, a worker was killed, or no cell is finished yet.
+        MissingDataError: if data are missing, a worker was killed, or there is nothing to show yet.
         InvalidArgumentError: if the folder cannot be written.
     """
-    version = code_version()
-    store = CellStore(out / "cells", reproduction.settings(plan), version=version)
+    version, settings = code_version(), reproduction.settings(plan)
+    store = CellStore(out / "cells", settings, version=version)
+    work = replace(
+        plan, checkpoints=out / "checkpoints", deadline=time.monotonic() + 60.0 * minutes
+    )
     cells = list(reproduction.cells(plan))
     if fresh:
         store.forget(cells)
+        for cell in cells:
+            _forget_checkpoint(work, settings, cell)
     found = [store.find(cell) for cell in cells]
-    missing = [cell for cell, kept in zip(cells, found, strict=True) if kept is None]
+    missing = [
+        cell
+        for cell, kept in zip(cells, found, strict=True)
+        if kept is None or not kept[0].complete
+    ]
     if watcher is not None:
         watcher.started(reproduction.name, total=len(cells), kept=len(cells) - len(missing))
     measured = 0
     for cell, result in run_cells(
-        partial(reproduction.measure, plan=plan), missing, workers=workers, seconds=60.0 * minutes
+        partial(reproduction.measure, plan=work), missing, workers=workers, seconds=60.0 * minutes
     ):
         store.keep(cell, result)
+        if not result.complete:
+            continue
+        _forget_checkpoint(work, settings, cell)
         measured += 1
         if watcher is not None:
             watcher.finished(cell)
@@ -219,8 +248,13 @@ def run(
         version=version,
         versions=sorted({version for _, _, version in kept}),
         measured=measured,
-        missing=len(cells) - len(kept),
+        missing=len(cells) - sum(result.complete for _, result, _ in kept),
     )
+
+
+def _forget_checkpoint(plan: Plan, settings: Mapping[str, Any], cell: Cell) -> None:
+    if (checkpoint := plan.checkpoint(settings, cell)) is not None:
+        checkpoint.discard()
 
 
 def code_version() -> str:
@@ -242,14 +276,17 @@ def code_version() -> str:
 def _joined(measured: Sequence[tuple[Cell, Measured]]) -> Results:
     rows: list[dict[str, Any]] = []
     curves: list[NDArray[np.float32]] = []
+    epochs: list[dict[str, Any]] = []
     for cell, part in measured:
         for index, row in enumerate(part.rows):
             number: int | None = None
             if part.curves:
                 number = len(curves)
                 curves.append(part.curves[index])
+            if part.history:
+                epochs += [{RUN: len(rows), **cell, **epoch} for epoch in part.history[index]]
             rows.append({**cell, **row, CURVE: number})
-    return Results(pd.DataFrame(rows), curves)
+    return Results(pd.DataFrame(rows), curves, pd.DataFrame(epochs))
 
 
 def _write(report: Report, results: Results, out: Path) -> None:

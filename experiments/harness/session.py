@@ -15,6 +15,7 @@ import pandas as pd
 from experiments.catalogue import find
 from experiments.harness.reproduction import (
     CURVE,
+    RUN,
     SEED,
     Plan,
     Reproduced,
@@ -124,8 +125,14 @@ def record(
     parent.log_table("runs", rows.drop(columns=[CURVE]))
     for name, figure in report.figures.items():
         parent.log_figure(name, figure)
-    for row in rows[rows[CURVE].notna()].to_dict("records"):
-        _record_run(parent, reproduction, row, reproduced.results.curves[int(row[CURVE])])
+    results = reproduced.results
+    for number, row in zip(rows.index, rows.to_dict("records"), strict=True):
+        if pd.isna(row[CURVE]):
+            continue
+        epochs = results.epochs
+        if len(epochs):
+            epochs = epochs[epochs[RUN] == number].drop(columns=[RUN])
+        _record_run(parent, reproduction, row, results.curves[int(row[CURVE])], epochs)
 
 
 def _record_run(
@@ -133,6 +140,7 @@ def _record_run(
     reproduction: Reproduction,
     row: Mapping[Any, Any],
     curve: np.ndarray[Any, Any],
+    epochs: pd.DataFrame,
 ) -> None:
     settings = (*reproduction.by, SEED)
     texts = {
@@ -158,6 +166,8 @@ def _record_run(
     child.log_metrics(values, last)
     for step in np.unique(np.linspace(0, last, min(_POINTS, len(curve))).astype(int)):
         child.log_metrics({"train/loss": float(curve[step])}, int(step))
+    if len(epochs):
+        child.log_table("epochs", epochs)
     diverged = not np.isfinite(curve[-1])
     child.finish("failed" if diverged else "complete")
 
