@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._previous = path.with_name(path.name + ".previous")
+        self._side = path.with_name(path.name + ".tmp")
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Keep a state: tensors, numbers, texts, and lists and dictionaries of them.
@@ -39,19 +41,19 @@ class Checkpoint:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         content = buffer.getvalue()
-        side = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with side.open("wb") as file:
+            with self._side.open("wb") as file:
                 file.write(hashlib.sha256(content).digest())
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             if self._path.exists():
                 self._path.replace(self._previous)
-            side.replace(self._path)
+            self._side.replace(self._path)
         except OSError as error:
-            side.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._side.unlink()
             raise InvalidArgumentError(
                 f"--out: cannot write {str(self._path)!r}: {error.strerror}"
             ) from error
@@ -74,5 +76,5 @@ class Checkpoint:
 
     def discard(self) -> None:
         """Drop all of it: the cell is finished."""
-        self._path.unlink(missing_ok=True)
-        self._previous.unlink(missing_ok=True)
+        for path in (self._path, self._previous, self._side):
+            path.unlink(missing_ok=True)

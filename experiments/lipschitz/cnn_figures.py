@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import pandas as pd
@@ -18,12 +18,15 @@ _COLORS: Final = {
 }
 
 
-def rate_figure(epochs: pd.DataFrame, methods: Sequence[str]) -> Figure:
+def rate_figure(
+    epochs: pd.DataFrame, methods: Sequence[str], published: Mapping[str, Sequence[float]]
+) -> Figure:
     """[N] Fig. 2: the rate of each epoch.
 
     Args:
         epochs: rows with "method", "seed", "epoch" and "lr".
         methods: a panel for each, since their rates lie far apart.
+        published: rates of each epoch, in torch's form like ``epochs``.
     """
     from matplotlib.figure import Figure
 
@@ -31,6 +34,10 @@ def rate_figure(epochs: pd.DataFrame, methods: Sequence[str]) -> Figure:
     panels = figure.subplots(1, len(methods), squeeze=False)[0]
     for axes, method in zip(panels, methods, strict=True):
         _draw(axes, epochs[epochs["method"] == method], "lr")
+        if method in published:
+            rates = published[method]
+            axes.plot(range(1, len(rates) + 1), rates, ":", color="#d1242f", label="published")
+        axes.legend(fontsize=7)
         axes.set_title(method, fontsize=10)
         axes.set_xlabel("epoch")
     panels[0].set_ylabel("learning rate")
