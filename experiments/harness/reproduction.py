@@ -95,6 +95,12 @@ class Results:
         """The loss curves of some of the rows."""
         return [self.curves[int(number)] for number in rows[CURVE]]
 
+    def epochs_of(self, run: int) -> pd.DataFrame:
+        """The epochs of the row with that index; empty if it has none."""
+        if not len(self.epochs):
+            return self.epochs
+        return self.epochs[self.epochs[RUN] == run].drop(columns=[RUN])
+
 
 @dataclass(frozen=True, slots=True)
 class Report:

@@ -15,7 +15,6 @@ import pandas as pd
 from experiments.catalogue import find
 from experiments.harness.reproduction import (
     CURVE,
-    RUN,
     SEED,
     Plan,
     Reproduced,
@@ -127,12 +126,9 @@ def record(
         parent.log_figure(name, figure)
     results = reproduced.results
     for number, row in zip(rows.index, rows.to_dict("records"), strict=True):
-        if pd.isna(row[CURVE]):
-            continue
-        epochs = results.epochs
-        if len(epochs):
-            epochs = epochs[epochs[RUN] == number].drop(columns=[RUN])
-        _record_run(parent, reproduction, row, results.curves[int(row[CURVE])], epochs)
+        if pd.notna(row[CURVE]):
+            curve = results.curves[int(row[CURVE])]
+            _record_run(parent, reproduction, row, curve, results.epochs_of(number))
 
 
 def _record_run(

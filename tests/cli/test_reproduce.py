@@ -47,6 +47,7 @@ NAMES = (
     "exptest-recorded",
     "exptest-shifts",
     "lipschitz-shifts",
+    "lipschitz-mnist-cnn",
     "calibration",
 )
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -120,7 +121,11 @@ def test_bad_input_is_one_line_on_stderr_and_status_2(
 
 
 @pytest.mark.parametrize(
-    "name", ["exptest-recorded", "exptest-table1", "exptest-table3", "exptest-appendix-e"]
+    "name",
+    [
+        *("exptest-recorded", "exptest-table1", "exptest-table3", "exptest-appendix-e"),
+        "lipschitz-mnist-cnn",
+    ],
 )
 def test_missing_data_are_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
@@ -315,6 +320,48 @@ def test_cells_of_another_version_are_told(
     monkeypatch.setattr("lrsearch.cli.reproducing.session", lambda *_, **__: Session(kept, "", ""))
     assert main(["reproduce", "exptest-table1"]) == 0
     assert ("another version of the code (1+0; this is 1+a)" in capsys.readouterr().out) == told
+
+
+# --- networks, epoch by epoch -----------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_quick_cut_of_the_mnist_cnn_has_every_method_and_epoch(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("mnist")
+    call = Called("lipschitz-mnist-cnn", tmp_path / "out", capsys)
+    text = call("--no-tracking")
+    assert "quick cut" in text
+    assert "not finished" not in text
+    tables = {"comparison", "comparison_last", "epochs"}
+    (call.out / "checkpoints").rmdir()  # empty: every cell is finished
+    assert_files(call, tables, {"rates", "accuracy"})
+    methods = {"SGD", "Momentum", "Adam", "SGD 0.01", "Momentum 0.01", "Adam 0.001"}
+    assert_compares(call, ["method"], {(method,) for method in methods}, "accuracy")
+    epochs, runs = call.table("epochs"), call.table("runs").set_index("method")
+    assert list(epochs.groupby("method")["epoch"].agg(list)) == [[1, 2]] * len(methods)
+    for method, rows in epochs.groupby("method"):
+        assert runs.loc[method, "accuracy"] == rows["accuracy"].max()
+        assert runs.loc[method, "accuracy_last"] == rows["accuracy"].iloc[-1]
+    last = call.table("comparison_last").set_index("method")
+    assert (last["measured"] == runs["accuracy_last"].reindex(last.index)).all()
+    assert last["published"].dropna().to_dict() == {
+        "SGD": 99.34,
+        "Momentum": 99.51,
+        "Adam": 87.95,
+    }
+    adaptive = epochs[epochs["lipschitz"].notna()]
+    assert set(adaptive["method"]) == {"SGD", "Momentum", "Adam"}
+    sgd = epochs[epochs["method"] == "SGD"]
+    assert (sgd["lr"] * sgd["lipschitz"]).tolist() == pytest.approx([1.0, 1.0])
+    fixed = epochs[~epochs["method"].isin(["SGD", "Momentum", "Adam"])]
+    assert fixed["lr"].tolist() == [0.01] * 4 + [0.001] * 2
+    monkeypatch.setattr(
+        "experiments.lipschitz.mnist_cnn.train",
+        lambda *_, **__: pytest.fail("a finished cell was measured again"),
+    )
+    assert_goes_on(call, monkeypatch, tables)
 
 
 # --- our own measurements --------------------------------------------------------------------

@@ -49,8 +49,8 @@ class Listener:
         return [(step, value) for name, step, value in self.metrics if name == key]
 
 
-def recorded(rows, curves):
-    """A run whose rows and curves are these."""
+def recorded(rows, curves, epochs=()):
+    """A run whose rows, curves and epochs are these."""
     frame = pd.DataFrame(rows)
     reproduction = Reproduction(
         "tiny",
@@ -62,7 +62,8 @@ def recorded(rows, curves):
         by=("method", "rate"),
     )
     report = Report("", {"comparison": pd.DataFrame({"a": [1]})}, {}, {"test/accuracy/x": 0.5})
-    reproduced = Reproduced(report, Results(frame, curves), Path(), "1+b", ["1+a", "1+b"], 0, 0)
+    results = Results(frame, curves, pd.DataFrame(epochs))
+    reproduced = Reproduced(report, results, Path(), "1+b", ["1+a", "1+b"], 0, 0)
     listener = Listener()
     record(reproduction, reproduced, Plan(scale="quick"), listener)
     return listener
@@ -123,6 +124,15 @@ def test_a_rate_of_the_optimizers_own_is_not_recorded_as_a_number():
     _, own = recorded(rows, [np.ones(3), np.ones(3)]).children
     assert "lr" not in own.params
     assert own.history("lr") == []
+
+
+def test_epochs_are_a_table_of_their_run():
+    epochs = [{"run": run, "epoch": epoch} for run, epoch in ((0, 1), (2, 1), (2, 2))]
+    rows = [{**ROW, "curve": number} for number in range(3)]
+    one, none, two = recorded(rows, [np.ones(3)] * 3, epochs).children
+    assert one.tables["epochs"].to_dict("list") == {"epoch": [1]}
+    assert two.tables["epochs"].to_dict("list") == {"epoch": [1, 2]}
+    assert none.tables == {}
 
 
 def test_rows_without_a_curve_are_in_the_table_alone():
