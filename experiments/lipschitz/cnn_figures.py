@@ -36,7 +36,9 @@ def rate_figure(
         _draw(axes, epochs[epochs["method"] == method], "lr")
         if method in published:
             rates = published[method]
-            axes.plot(range(1, len(rates) + 1), rates, ":", color="#d1242f", label="published")
+            axes.plot(
+                range(1, len(rates) + 1), rates, ":", color="#d1242f", label="authors' notebook"
+            )
         axes.legend(fontsize=7)
         axes.set_title(method, fontsize=10)
         axes.set_xlabel("epoch")
@@ -71,13 +73,16 @@ def accuracy_figure(epochs: pd.DataFrame) -> Figure:
             axes.set_ylim(bottom=max(float(epochs[column].min()), 90.0), top=100.0)
     for axes in panels[1]:
         axes.set_xlabel("epoch")
-    panels[0][0].legend(fontsize=7)
+    panels[0][0].legend(fontsize=7, loc="lower right")
     figure.suptitle("MNIST CNN: rates of 1 / L (solid) and Keras' defaults (dashed)", fontsize=11)
     return figure
 
 
 def _draw(axes: Axes, epochs: pd.DataFrame, column: str) -> None:
     """One line per run; the label at its first."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for method, runs in epochs.groupby("method", sort=False):
         family = str(method).split(maxsplit=1)[0]
         for number, (_, run) in enumerate(runs.groupby("seed", sort=True)):
