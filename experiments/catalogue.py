@@ -18,6 +18,8 @@ MODULES: Final = {
     "exptest-shifts": "experiments.exptest.shifts",
     "lipschitz-shifts": "experiments.lipschitz.shifts",
     "lipschitz-mnist-cnn": "experiments.lipschitz.mnist_cnn",
+    "lipschitz-table1": "experiments.lipschitz.table1",
+    "lipschitz-table2": "experiments.lipschitz.table2",
     "calibration": "experiments.calibration.reproduction",
 }
 
