@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -88,13 +88,12 @@ def _from_file(name: str, data_dir: str | None) -> Sample:
     return _sample(arrays["X"], arrays["y"])
 
 
-def _read(
-    file: str, wanted: tuple[str, ...], data_dir: str | None
-) -> dict[str, NDArray[np.generic]]:
+def _read(file: str, wanted: tuple[str, ...], data_dir: str | None) -> dict[str, NDArray[Any]]:
     for place in (data_dir, os.environ.get("LRSEARCH_DATA")):
         if place and (path := Path(place, file)).is_file():
             try:
-                with np.load(path, allow_pickle=False) as archive:
+                # Opened here: numpy leaves its own file open where the archive is damaged.
+                with path.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
                     return {key: archive[key] for key in wanted}
             except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
                 raise MissingDataError(f"{path} cannot be read ({error})") from error
@@ -103,7 +102,7 @@ def _read(
     )
 
 
-def _sample(inputs: NDArray[np.generic], targets: NDArray[np.generic]) -> Sample:
+def _sample(inputs: NDArray[Any], targets: NDArray[Any]) -> Sample:
     return Sample(np.asarray(inputs, np.float64), np.asarray(targets, np.float64))
 
 

@@ -87,7 +87,7 @@ def _whole_rate(images: Split) -> float:
 
 def _batch_rate(images: Split) -> float:
     """1/L with m = 128 and the largest norm of a batch, as [L] 7.4 says it must be."""
-    norms = [float(part.double().norm()) for part in images.inputs.split(BATCH_SIZE)]
+    norms = [float(part.double().norm()) for part in torch.split(images.inputs, BATCH_SIZE)]
     constant = lipschitz_constant(
         "cross_entropy", batch_size=BATCH_SIZE, k_z=max(norms), classes=CLASSES
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 COLORS: Final = {GUESS: "#d1242f", OURS: "#1a7f37"}  # the paper's red and green
 OTHER: Final = "#0969da"
+SPANNED: Final = 50.0  # losses that differ more are drawn on a logarithmic axis
 CUT: Final = "\n(a quick cut: fewer rows, epochs and runs than published, so gaps mean nothing)"
 
 
@@ -145,6 +146,9 @@ def curves_figure(results: Results, *, log_epochs: bool = False) -> Figure:
             axes.axhline(here["threshold"].iloc[0], color="#57606a", linestyle=":", linewidth=1.0)
         if log_epochs:
             axes.set_xscale("log")
+        bottom, top = axes.dataLim.intervaly
+        if 0.0 < bottom < top / SPANNED:
+            axes.set_yscale("log")
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("epoch")
         axes.legend(fontsize=7)

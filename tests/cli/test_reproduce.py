@@ -26,6 +26,8 @@ from experiments.harness.reproduction import Plan, Report, Reproduced, Results
 from experiments.harness.session import Session
 from experiments.lipschitz import shifts as lipschitz_shifts
 from experiments.shifted_digits import GRID, TASKS
+from experiments.lipschitz.published import TABLE1
+from experiments.lipschitz.table2 import EPOCHS
 from lrsearch.cli import main as cli
 from lrsearch.cli.main import main
 from lrsearch.controllers.exptest import ExpTestSettings
@@ -37,6 +39,7 @@ FILES = {
     "recorded": "exptest_recorded.npz",
     "housing": "california_housing.npz",
     "mnist": "mnist-train-images-idx3-ubyte.gz",
+    "covertype": "covertype_sample.npz",
 }
 NAMES = (
     "exptest-table1",
@@ -48,6 +51,8 @@ NAMES = (
     "exptest-shifts",
     "lipschitz-shifts",
     "lipschitz-mnist-cnn",
+    "lipschitz-table1",
+    "lipschitz-table2",
     "calibration",
 )
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -125,6 +130,7 @@ def test_bad_input_is_one_line_on_stderr_and_status_2(
     [
         *("exptest-recorded", "exptest-table1", "exptest-table3", "exptest-appendix-e"),
         "lipschitz-mnist-cnn",
+        *("lipschitz-table1", "lipschitz-table2"),
     ],
 )
 def test_missing_data_are_named(
@@ -207,6 +213,17 @@ EXPECTED: dict[str, tuple[str, list[str], set[tuple[object, ...]], set[str], set
         },
         *({"comparison"}, {"models"}, "test_mse"),
     ),
+    "lipschitz-table2": (
+        *("mnist", ["dataset", "epochs", "rate"]),
+        {
+            (name, epochs, rate)
+            for name, stops in EPOCHS.items()
+            for epochs in stops
+            for rate in ("0.1", "1/L")
+        }
+        | {("Cover Type", 1000, "1/L of all rows"), ("MNIST", 200, "1/L, m of a batch")},
+        *({"comparison", "recomputed"}, {"curves", "mnist"}, "accuracy"),
+    ),
 }
 
 
@@ -281,6 +298,8 @@ def test_a_quick_cut_has_every_line_of_the_table_and_goes_on(
 ) -> None:
     data, by, lines, tables, figures, of = EXPECTED[name]
     need(data)
+    if name.startswith("lipschitz"):
+        need("covertype")
     call = Called(name, tmp_path / "out", capsys)
     text = call("--no-tracking")
     assert str(call.out) in text
@@ -448,6 +467,38 @@ def test_a_quick_calibration_has_every_group_and_keeps_alpha(
         lambda *_, **__: pytest.fail("a finished cell was measured again"),
     )
     assert_goes_on(call, monkeypatch, {"calibration"})
+
+
+@pytest.mark.slow
+def test_a_quick_cut_of_the_lipschitz_epochs_has_every_set_and_goes_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("covertype")
+    call = Called("lipschitz-table1", tmp_path / "out", capsys)
+    text = call("--no-tracking")
+    assert "quick cut" in text
+    assert_files(call, {"epochs", "recomputed"}, {"curves"})
+    table, runs = call.table("epochs").set_index(["dataset", "rate"]), call.table("runs")
+    assert set(runs["dataset"]) == set(TABLE1)
+    assert set(runs["seed"]) == {0}
+    assert len(table) == len(runs) == 2 * len(TABLE1) + 4  # least squares: the text's K too
+    # Least squares are whole on a cut too: energy's printed epochs, up to the initial weights.
+    for rate, epochs in (("0.1", 489_592), ("1/L", 3_833)):
+        assert table.loc[("energy", rate), "published"] == epochs
+        assert table.loc[("energy", rate), "median"] == pytest.approx(epochs, rel=1e-3)
+    assert table.loc[("breast-cancer", "0.1"), "not_reached"] == 1  # told, not guessed
+    assert np.isnan(table.loc[("breast-cancer", "0.1"), "median"])
+    assert table.loc[("breast-cancer", "1/L"), "median"] == 2
+    hits = call.table("recomputed")
+    hits = hits[hits["verdict"].str.startswith("hit")]
+    assert set(hits["dataset"]) == {"boston", "california", "energy", "breast-cancer", "covertype"}
+    assert hits["ratio"].between(0.999, 1.001).all()
+    for looked in ("descent.Logistic.look", "descent.Softmax.look", "descent.Path.__init__"):
+        monkeypatch.setattr(
+            f"experiments.lipschitz.{looked}",
+            lambda *_, **__: pytest.fail("a finished cell was measured again"),
+        )
+    assert_goes_on(call, monkeypatch, {"epochs", "recomputed"})
 
 
 # --- the recorded runs -----------------------------------------------------------------------
