@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.harness.reproduction import Results
 from experiments.lipschitz.data import PARTS
-from experiments.lipschitz.published import GUESS, OURS, TABLE1
+from experiments.lipschitz.published import FIGURE1, GUESS, OURS, TABLE1
 from lrsearch.cli.tables import plain
 
 if TYPE_CHECKING:
@@ -144,6 +144,8 @@ def curves_figure(results: Results, *, log_epochs: bool = False) -> Figure:
             axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
         if "threshold" in here:
             axes.axhline(here["threshold"].iloc[0], color="#57606a", linestyle=":", linewidth=1.0)
+            if name == "california":
+                axes.plot(*zip(*FIGURE1.items(), strict=True), "k.", label="[L] Fig. 1")
         if log_epochs:
             axes.set_xscale("log")
         bottom, top = axes.dataLim.intervaly

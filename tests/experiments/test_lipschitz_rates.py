@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import pathlib
 
 import numpy as np
 import pytest
 
 from experiments.lipschitz import data, rates
-from experiments.lipschitz.published import COVERTYPE_ROWS, RATES2, TABLE1
+from experiments.lipschitz.descent import Logistic, Path, least_squares, trace
+from experiments.lipschitz.published import (
+    COVERTYPE_ROWS,
+    FIGURE1,
+    FIGURE1_EPOCHS,
+    RATES2,
+    TABLE1,
+)
 from lrsearch.errors import InvalidArgumentError, MissingDataError
 
-BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"
-DATA = Path(os.environ.get("LRSEARCH_DATA", BESIDE))
+BESIDE = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = pathlib.Path(os.environ.get("LRSEARCH_DATA", BESIDE))
 
 
 def load(name):
@@ -60,9 +67,30 @@ def test_printed_epochs_imply_the_rates_but_for_bostons():
     assert boston.implied < 0.9 * boston.rate
 
 
+def test_figure_1_is_hit_point_by_point():
+    raw, targets = load("california")
+    inputs = data.scaled(raw)
+    weights = np.random.default_rng(0).standard_normal((inputs.shape[1], 5))
+    path = Path(least_squares(inputs, targets), weights, TABLE1["california"].notebook_rate)
+    for epoch, loss in FIGURE1.items():
+        np.testing.assert_allclose(path.losses(epoch - 1), loss, atol=1e-3)  # unknown weights
+    assert np.all(np.abs(path.epochs_to(1.0, most=10_000) - FIGURE1_EPOCHS) <= 2)
+
+
+def test_breast_cancers_accuracy_is_hit_after_the_notebooks_hundred_epochs():
+    raw, targets = data.load("breast-cancer", None)
+    model = Logistic(data.scaled(raw), targets)
+    weights = np.random.default_rng(0).standard_normal((31, 5))
+    losses, at = trace(
+        model, weights, TABLE1["breast-cancer"].rate, epochs=100, every=1, stops=(100,)
+    )
+    np.testing.assert_allclose(losses[:, 99], 0.46770330, atol=2e-3)
+    np.testing.assert_allclose(model.accuracy(at[100]), 90.51, atol=0.2)
+
+
 def test_random_splits_give_the_rates_of_iris_and_digits():
-    for name, published in (("iris", TABLE1["iris"].rate), *(("iris", RATES2["Iris"]),)):
-        line = rates._split_line(name, published)
+    for published in (TABLE1["iris"].rate, RATES2["Iris"]):
+        line = rates._split_line("iris", published)
         assert line["verdict"].startswith("within")
     assert rates._split_line("digits", RATES2["Digits"])["verdict"].startswith("within")
     assert rates._split_line("digits", 0.7)["verdict"] == "not hit"
