@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from math import ceil, sqrt
+from collections.abc import Sequence
+from math import ceil, log, log1p, sqrt
 from typing import Final
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.banks import Bank
 from experiments.exptest.training import FixedRates, minibatches, train
 from experiments.harness.cells import Measured, Row
 from experiments.harness.reproduction import Plan
 from experiments.lipschitz.data import mnist
-from experiments.lipschitz.published import GUESS, OF_BATCH, OURS
+from experiments.lipschitz.published import GUESS, OF_BATCH, OURS, WHOLE
 from experiments.lipschitz.rates import classes_rate
 from lrsearch import Split
 from lrsearch.bounds.lipschitz import lipschitz_constant
@@ -26,6 +27,36 @@ QUICK_ROWS: Final = 4_096
 CLASSES: Final = 10
 # Epochs after which accuracies are taken, for Figure 2.
 MARKS: Final = (1, 2, 3, 5, 10, 20, 50, 100, 150, 200)
+CLIP: Final = 1e-7  # Keras' epsilon
+
+
+class ClippedBank(Bank):
+    """A bank whose first runs train on Keras' cross-entropy, the others on the whole one.
+
+    Keras (2.2, of the notebook's time) clips the probability of the true class to
+    [1e-7, 1 - 1e-7] before it takes the logarithm, so that a row beyond has no gradient: images
+    that are surely wrong pull no more. The notebook's losses tell: 0.9593 at 6.36 % errors is 15.1
+    an error, near -log(1e-7) = 16.1.
+
+    Args:
+        models: as for ``Bank``.
+        clipped: how many of them, from the first on.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], *, clipped: int) -> None:
+        super().__init__(models, loss="cross_entropy")
+        self._clipped = clipped
+
+    def _loss_of(self, output: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = targets.expand(len(self), 1, -1)
+        log_probability = torch.log_softmax(output, dim=1)
+        true = log_probability.gather(1, chosen)  # (runs, 1, rows)
+        slope = log_probability.exp_()
+        slope.scatter_add_(1, chosen, slope.new_full((1,), -1.0).expand_as(chosen))
+        kept = true[: self._clipped].clamp(log(CLIP), log1p(-CLIP))
+        slope[: self._clipped] *= kept == true[: self._clipped]
+        true[: self._clipped] = kept
+        return -true.mean(dim=(1, 2)), slope.div_(len(targets))
 
 
 def measure(plan: Plan, *, seed: int) -> Measured:
@@ -42,8 +73,9 @@ def measure(plan: Plan, *, seed: int) -> Measured:
         images, test = (
             Split(part.inputs[:QUICK_ROWS], part.targets[:QUICK_ROWS]) for part in (images, test)
         )
-    chosen = {GUESS: 0.1, OURS: _whole_rate(images), OF_BATCH: _batch_rate(images)}
-    bank = Bank([_layer(images, seed)] * len(chosen), loss="cross_entropy")
+    ours = _whole_rate(images)
+    chosen = {GUESS: 0.1, OURS: ours, WHOLE: ours, OF_BATCH: _batch_rate(images)}
+    bank = ClippedBank([_layer(images, seed)] * len(chosen), clipped=2)
     epochs = QUICK_EPOCHS if plan.quick else EPOCHS
     a_pass = ceil(len(images) / BATCH_SIZE)
     seen: list[Row] = [{} for _ in chosen]

@@ -19,6 +19,7 @@ OURS: Final = "1/L"  # L as the notebooks compute it
 TEXT: Final = "1/L, the text's K"  # L as section 7.1 reads; another one for least squares alone
 AT_SIZE: Final = "1/L of all rows"  # Covertype: the published rate, brought to the sample's size
 OF_BATCH: Final = "1/L, m of a batch"  # MNIST: m = 128, as section 7.4 asks
+WHOLE: Final = "1/L, whole loss"  # MNIST: without what Keras did to the loss
 
 
 @dataclass(frozen=True, slots=True)

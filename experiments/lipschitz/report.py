@@ -9,13 +9,14 @@ import pandas as pd
 
 from experiments.harness.reproduction import Results
 from experiments.lipschitz.data import PARTS
-from experiments.lipschitz.published import FIGURE1, GUESS, OURS, TABLE1
+from experiments.lipschitz.published import FIGURE1, GUESS, OURS, TABLE1, WHOLE
 from lrsearch.cli.tables import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLORS: Final = {GUESS: "#d1242f", OURS: "#1a7f37"}  # the paper's red and green
+# The paper's red and green, and one more beside the other.
+COLORS: Final = {GUESS: "#d1242f", OURS: "#1a7f37", WHOLE: "#bf8700"}
 OTHER: Final = "#0969da"
 SPANNED: Final = 50.0  # losses that differ more are drawn on a logarithmic axis
 CUT: Final = "\n(a quick cut: fewer rows, epochs and runs than published, so gaps mean nothing)"

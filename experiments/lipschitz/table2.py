@@ -23,6 +23,7 @@ from experiments.lipschitz.published import (
     OURS,
     RATES2,
     TABLE2,
+    WHOLE,
 )
 from experiments.lipschitz.report import accuracy_figure, curves_figure, recomputed_text
 
@@ -59,6 +60,7 @@ def settings(plan: Plan) -> dict[str, Any]:
         "split": rates.SPLIT,
         "batch_size": images.BATCH_SIZE,
         "epochs": QUICK_EPOCHS if plan.quick else "published",
+        "clip": images.CLIP,
         "image_epochs": images.QUICK_EPOCHS if plan.quick else images.EPOCHS,
         "rows": QUICK_ROWS if plan.quick else "all",
     }
@@ -169,7 +171,7 @@ def report(results: Results, plan: Plan) -> Report:
         (name, epochs, rate)
         for name, stops in EPOCHS.items()
         for epochs in stops
-        for rate in (GUESS, OURS, AT_SIZE, OF_BATCH)
+        for rate in (GUESS, OURS, AT_SIZE, WHOLE, OF_BATCH)
     ]
     table = comparison_table(results.rows, published, by=BY, value="accuracy", order=order)
     recomputed = pd.DataFrame(rates.recomputed_table2(plan.data_dir))

@@ -221,7 +221,8 @@ EXPECTED: dict[str, tuple[str, list[str], set[tuple[object, ...]], set[str], set
             for epochs in stops
             for rate in ("0.1", "1/L")
         }
-        | {("Cover Type", 1000, "1/L of all rows"), ("MNIST", 200, "1/L, m of a batch")},
+        | {("Cover Type", 1000, "1/L of all rows")}
+        | {("MNIST", 200, f"1/L, {what}") for what in ("whole loss", "m of a batch")},
         *({"comparison", "recomputed"}, {"curves", "mnist"}, "accuracy"),
     ),
 }
