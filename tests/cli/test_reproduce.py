@@ -25,9 +25,9 @@ from experiments.exptest.recorded import DIVERGING, restart_of
 from experiments.harness.reproduction import Plan, Report, Reproduced, Results
 from experiments.harness.session import Session
 from experiments.lipschitz import shifts as lipschitz_shifts
-from experiments.shifted_digits import GRID, TASKS
 from experiments.lipschitz.published import TABLE1
 from experiments.lipschitz.table2 import EPOCHS
+from experiments.shifted_digits import GRID, TASKS
 from lrsearch.cli import main as cli
 from lrsearch.cli.main import main
 from lrsearch.controllers.exptest import ExpTestSettings
