@@ -26,7 +26,7 @@ _ADAM_LIKE: Final = ("adam", "adamw")
 
 
 def default_multipliers(task: TrainingTask, mode: Mode) -> tuple[float, ...]:
-    """Three to be tried with momentum, as AdaMo ([L] 7.3); 1 for the others."""
+    """Three to be tried with momentum, as AdaMo ([L] 7.4); 1 for the others."""
     return _TRIED[mode] if task.optimizer == "momentum" else (1.0,)
 
 

@@ -20,7 +20,7 @@ GRID_POINTS = 9
 _BELOW, _ABOVE = 1e-3, 10.0
 # A ladder ends six decades below its bound: 13 rungs at beta = 0.33.
 _LADDER_DEPTH = 1e-6
-# [L] 6.1: AdaMo's first rates are tried for so many epochs.
+# [L] 7.4: AdaMo's first rates are tried for so many epochs.
 TRY_EPOCHS = 5
 
 

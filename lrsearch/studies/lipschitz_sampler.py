@@ -26,7 +26,7 @@ class LipschitzSampler(OwnedParameterSampler):
 
     With ``tries=True`` each multiplier is tried once, and every later trial takes that of the best
     try: the one with the best last reported value, in the study's direction. `TryPruner` cuts the
-    tries short. That is how AdaMo ([L] 6.1) begins, with x in {0.1, 0.5, 1.0} tried for 5 epochs.
+    tries short. That is how AdaMo ([L] 7.4) begins, with x in {0.1, 0.5, 1.0} tried for 5 epochs.
     Tries that failed lose; with several workers a trial that begins while tries still run takes
     the best of those that have ended. All of it stands in the study's storage, so a fresh sampler
     goes on where another stopped.
