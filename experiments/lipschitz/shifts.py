@@ -161,6 +161,7 @@ def report(results: Results, plan: Plan) -> Report:
             steps=("steps", "mean"),
         )
         .reset_index()
+        .round(3)  # an accuracy is a multiple of 0.28
     )
     table["failed"] = table["regret"] > FAILURE
     totals, paired = totals_table(table), paired_table(regrets)
@@ -199,7 +200,7 @@ def totals_table(table: pd.DataFrame) -> pd.DataFrame:
                 "mean steps": float(part["steps"].mean()),
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).round(3)
 
 
 def paired_table(regrets: pd.DataFrame) -> pd.DataFrame:
@@ -210,7 +211,7 @@ def paired_table(regrets: pd.DataFrame) -> pd.DataFrame:
         {"optimizer": name, "against": other, **paired_difference(part, (GUARDED, other))}
         for name, part in parts
         for other in (PAPER, PLAIN, EXPTEST)
-    )
+    ).round({"mean": 2, "low": 2, "high": 2})
 
 
 def figure(table: pd.DataFrame) -> Figure:
