@@ -50,7 +50,7 @@ def papers_first_rate(task: TrainingTask, mode: Mode) -> tuple[float, str] | Non
 
     Momentum has AdaMo's x = 1, which is a rate of 1 - mu with torch's velocity; RMSprop and Adam
     have 1e-3. None where it comes from the first batch: for plain descent, and in mode "robust",
-    since x knows nothing of the scale of the inputs (see docs/results.md, shifts).
+    since x knows nothing of the scale of the inputs (docs/results-lipschitz.md).
     """
     if mode != "paper" or task.optimizer == "sgd":
         return None
@@ -122,7 +122,7 @@ def _options(task: TrainingTask, data: TaskData, mode: Mode) -> dict[str, Any]:
     Mode "paper" has the papers' forms. Mode "robust" has the bound for any output in place of
     their gradient at a uniform one, and for RMSprop and Adam the mean square of one entry of the
     gradient in place of the norm's: on shifted tasks 8 failures of 48 in place of 22
-    (docs/results.md).
+    (docs/results-lipschitz.md).
     With the papers' |K_a - ‖y‖| K_z / m for squared errors the rate would explode as the fit gets
     good: it goes to zero then; the bound for any output is (K_a + ‖y‖) K_z / m.
 
