@@ -430,7 +430,7 @@ def test_a_quick_look_at_lipschitz_rates_has_every_optimizer_and_method(
     best = fixed.groupby(["optimizer", "task"])["accuracy"].max()
     for row in table.to_dict("records"):
         key = row["optimizer"], row["task"]
-        assert row["regret"] == pytest.approx(best[key] - row["accuracy"])
+        assert row["regret"] == pytest.approx(best[key] - row["accuracy"], abs=2e-3)  # rounded
     totals = call.table("totals")
     assert totals["failed"].sum() == table["failed"].sum()
     # Every step of every trial is on the bill: tries and ladders cost more than one training.
