@@ -1,7 +1,7 @@
 """What a study tells an experiment tracker, and how a tracker is found.
 
 Nothing here knows a tracker: adapters register under the entry point groups
-``lrsearch.trackers``, ``lrsearch.uis`` and ``lrsearch.curves``.
+``lrsearch.trackers``, ``lrsearch.uis``, ``lrsearch.syncs`` and ``lrsearch.curves``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lrsearch.errors import MissingPackageError
@@ -16,7 +17,7 @@ from lrsearch.errors import MissingPackageError
 if TYPE_CHECKING:
     # For the reader's types alone: nothing loads.
     import pandas as pd
-    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
 RunStatus = Literal["complete", "pruned", "failed"]
 
@@ -39,20 +40,39 @@ class RunTracker(Protocol):
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record values at a step (gradient steps, counted from 0)."""
 
+    def log_steps(self, losses: ArrayLike, start: int, lr: float) -> None:
+        """Keep the loss of every step from ``start`` on, shape (steps,), for a table at the end."""
+
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record settings; each key once."""
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Record or replace short texts."""
 
+    def log_input(
+        self, name: str, digest: str, *, context: str = "training", profile: str = "{}"
+    ) -> None:
+        """Record which data the run saw; ``profile`` is JSON."""
+
     def log_table(self, name: str, table: pd.DataFrame) -> None:
         """Store a table as the artifacts ``name.parquet`` and ``name.csv``."""
 
-    def log_figure(self, name: str, figure: Figure) -> None:
-        """Store a matplotlib figure as the artifact ``name.png``."""
+    def log_text(self, name: str, text: str) -> None:
+        """Store a text as the artifact ``name``."""
 
-    def child(self, name: str, *, tags: Mapping[str, object] | None = None) -> RunTracker:
-        """Open a run nested in this one; it exists in the store when this returns."""
+    def log_figure(self, name: str, figure: Any) -> None:
+        """Store a figure: of matplotlib as ``name.png``, of plotly as ``name.html``."""
+
+    def child(
+        self, name: str, *, tags: Mapping[str, object] | None = None, uid: str | None = None
+    ) -> RunTracker:
+        """Open a run nested in this one.
+
+        Args:
+            name: how it is shown.
+            tags: short texts.
+            uid: a name of the caller's own, by which a later process goes on with the same run.
+        """
 
     def finish(self, status: RunStatus) -> None:
         """Write what is buffered and close the run with its true status."""
@@ -67,19 +87,32 @@ class NullRun:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record nothing."""
 
+    def log_steps(self, losses: ArrayLike, start: int, lr: float) -> None:
+        """Record nothing."""
+
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record nothing."""
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Record nothing."""
 
+    def log_input(
+        self, name: str, digest: str, *, context: str = "training", profile: str = "{}"
+    ) -> None:
+        """Record nothing."""
+
     def log_table(self, name: str, table: pd.DataFrame) -> None:
         """Record nothing."""
 
-    def log_figure(self, name: str, figure: Figure) -> None:
+    def log_text(self, name: str, text: str) -> None:
         """Record nothing."""
 
-    def child(self, name: str, *, tags: Mapping[str, object] | None = None) -> RunTracker:
+    def log_figure(self, name: str, figure: Any) -> None:
+        """Record nothing."""
+
+    def child(
+        self, name: str, *, tags: Mapping[str, object] | None = None, uid: str | None = None
+    ) -> RunTracker:
         """Return another run that records nothing."""
         return NullRun()
 
@@ -123,6 +156,34 @@ class RecordedCurve:
     lr: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """What became of the runs that waited for one store.
+
+    Attributes:
+        tracking_uri: the store, without passwords.
+        sent: runs that the store now has whole.
+        left: runs that still wait.
+        alive: runs that a living process writes.
+        trouble: why some are left; "" if none is.
+    """
+
+    tracking_uri: str
+    sent: int
+    left: int
+    alive: int
+    trouble: str = ""
+
+
+class Sync(Protocol):
+    """How an adapter sends what could not be sent while it was recorded."""
+
+    def __call__(
+        self, folder: Path | None = None, tracking_uri: str | None = None
+    ) -> Sequence[SyncReport]:
+        """Send what waits in ``folder``; only what is meant for ``tracking_uri``, if given."""
+
+
 class ReadCurve(Protocol):
     """How an adapter reads the loss curve of a run."""
 
@@ -150,6 +211,16 @@ def find_ui(name: str) -> ServeUi:
     """
     serve: ServeUi = _find("lrsearch.uis", name)
     return serve
+
+
+def find_sync(name: str) -> Sync:
+    """Load what sends the spool of the adapter that is registered under ``lrsearch.syncs``.
+
+    Raises:
+        MissingPackageError: if none is registered, or its framework is not installed.
+    """
+    sync: Sync = _find("lrsearch.syncs", name)
+    return sync
 
 
 def find_curves(name: str) -> ReadCurve:

@@ -6,8 +6,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from lrsearch_integrations.mlflow_api import MlflowClient, MlflowException
-from lrsearch_integrations.mlflow_store import shown
+from lrsearch_integrations.mlflow_api import MlflowClient
+from lrsearch_integrations.mlflow_store import is_refusal, shown
 
 RETRY_SECONDS = 30.0
 
@@ -20,6 +20,10 @@ class Connection:
     def __init__(self, client: MlflowClient, uri: str) -> None:
         self.client = client
         self.uri = uri
+        # Of the last call that the store refused for good.
+        self.refusal: Exception | None = None
+        # What went wrong last, in a line; "" once a call went well again.
+        self.trouble = ""
         self._retry_at = 0.0
         self._warned: set[str] = set()
 
@@ -27,6 +31,10 @@ class Connection:
     def resting(self) -> bool:
         """Whether the store failed so recently that another try would only cost time."""
         return time.monotonic() < self._retry_at
+
+    def wake(self) -> None:
+        """Try again at once."""
+        self._retry_at = 0.0
 
     def write(self, call: Callable[[], object], what: str) -> bool:
         """Make one call; False if the store failed and the call is worth another try.
@@ -40,23 +48,18 @@ class Connection:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             reason = shown(lines[0])[:200]
             if is_refusal(error):
-                self._warn("refused", f"refused to {what}: {reason}")
+                self.refusal = error
+                self.tell("refused", f"refused to {what}: {reason}")
                 return True
             self._retry_at = time.monotonic() + RETRY_SECONDS
-            self._warn("failed", f"failed to {what}; the training goes on: {reason}")
+            self.trouble = reason
+            self.tell("failed", f"failed to {what}; the training goes on: {reason}")
             return False
-        self._retry_at = 0.0
+        self._retry_at, self.trouble = 0.0, ""
         return True
 
-    def _warn(self, kind: str, message: str) -> None:
+    def tell(self, kind: str, message: str) -> None:
+        """Warn the user, once of each kind of trouble."""
         if kind not in self._warned:
             self._warned.add(kind)
             logger.warning("MLflow at %s %s", shown(self.uri), message)
-
-
-def is_refusal(error: Exception) -> bool:
-    """Whether the store has understood the request and says no, now and later."""
-    if not isinstance(error, MlflowException):
-        return False
-    status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]  # unannotated
-    return 400 <= status < 500 and status not in (408, 429)

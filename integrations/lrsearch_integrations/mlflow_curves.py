@@ -7,12 +7,12 @@ from math import isfinite, nan
 from lrsearch.errors import MissingDataError
 from lrsearch.tracking import RecordedCurve
 from lrsearch_integrations.mlflow_api import MlflowClient, MlflowException, Run
-from lrsearch_integrations.mlflow_connection import is_refusal
 from lrsearch_integrations.mlflow_store import (
     StoreError,
     absolute_uri,
     default_tracking_uri,
     explained,
+    is_refusal,
     open_client,
     quiet,
     shown,

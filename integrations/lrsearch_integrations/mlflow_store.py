@@ -15,12 +15,11 @@ import re
 import sqlite3
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from lrsearch.errors import LrsearchError
-from lrsearch_integrations.mlflow_api import MlflowClient, MlflowException, Run
-from lrsearch_integrations.mlflow_values import TAG_LENGTH, texts
+from lrsearch_integrations.mlflow_api import MlflowClient, MlflowException
 
 _SQLITE = "sqlite:///"
 _LOCK_SECONDS = 120.0  # a schema takes 2 to 10 s to create
@@ -28,7 +27,19 @@ _quiet_lock = threading.RLock()
 
 
 class StoreError(LrsearchError, ConnectionError):
-    """The store of the runs cannot be opened."""
+    """The store of the runs cannot be opened.
+
+    Attributes:
+        final: whether the store has said no, so that another try would not help.
+    """
+
+    final = False
+
+
+class StoreRefusalError(StoreError):
+    """The store says no, now and later."""
+
+    final = True
 
 
 def default_tracking_uri() -> str:
@@ -119,22 +130,15 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
                 if experiment is None:
                     raise
     if experiment.lifecycle_stage != "active":
-        raise StoreError(
+        raise StoreRefusalError(
             f"the experiment {name!r} in {shown(uri)} has been deleted: choose another name, or "
             f"run: mlflow experiments restore --experiment-id {experiment.experiment_id}"
         )
     return str(experiment.experiment_id)
 
 
-def create_run(client: MlflowClient, experiment: str, name: str, tags: Mapping[str, object]) -> Run:
-    """Create a run that says who runs what, with the given tags."""
-    return client.create_run(
-        experiment, run_name=name, tags={**_context_tags(), **texts(tags, TAG_LENGTH)}
-    )
-
-
 @functools.cache
-def _context_tags() -> dict[str, str]:
+def context_tags() -> dict[str, str]:
     """Return who runs what: user, source file and, where GitPython is installed, commit."""
     from mlflow.tracking.context.registry import resolve_tags
 
@@ -143,6 +147,20 @@ def _context_tags() -> dict[str, str]:
             return {str(key): str(value) for key, value in resolve_tags().items()}
     except Exception:  # foreign plug-ins may do anything; a run without these tags is still good
         return {}
+
+
+def spool_folder(uri: str) -> Path:
+    """Return where runs wait for the store: ``LRSEARCH_SPOOL``, or beside a SQLite store, or here.
+
+    "Here" is ``mlruns/spool`` in the working directory.
+    """
+    chosen = os.environ.get("LRSEARCH_SPOOL")
+    if chosen:
+        return Path(chosen).absolute()
+    path = sqlite_path(uri)
+    if path is None:
+        return Path("mlruns", "spool").absolute()
+    return artifact_root(path).with_name("spool")
 
 
 def artifact_root(path: Path) -> Path:
@@ -180,9 +198,20 @@ def explained(uri: str) -> Iterator[None]:
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = shown(lines[0])[:200]
-        raise StoreError(
+        kind = StoreRefusalError if is_refusal(error) else StoreError
+        raise kind(
             f"cannot open the MLflow store {shown(uri)}: {_remedy(uri)} ({reason})"
         ) from error
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether the store has understood the request and says no, now and later."""
+    if isinstance(error, StoreError):
+        return error.final
+    if not isinstance(error, MlflowException):
+        return False
+    status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]  # unannotated
+    return 400 <= status < 500 and status not in (408, 429)
 
 
 def _remedy(uri: str) -> str:

@@ -1,9 +1,9 @@
 """Runs in MLflow: a study, its trials, or any PyTorch training.
 
-Values wait in a buffer and are written in batches: a call per step would cost more than the step.
-Runs are named by explicit ids, never by MLflow's process-wide active run, because trials run side
-by side. When the store goes away during a training, the training goes on: one warning, a buffer
-of bounded size, and new attempts every half minute.
+What is logged goes to a file first (``spool.py``), and from there to MLflow in batches, by a thread
+of its own: a call costs microseconds, whether the store is quick, slow or gone. Runs are named by
+explicit ids, never by MLflow's process-wide active run, because trials run side by side. What the
+store does not have when the process ends stays in the file, and ``lrsearch sync`` sends it.
 
 Example:
     In plain PyTorch, without a study::
@@ -24,65 +24,62 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
+import logging
 import math
 import os
-import tempfile
+import signal
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Mapping
 from io import BytesIO
-from itertools import islice
-from pathlib import Path, PurePosixPath
-from types import TracebackType
-from typing import TYPE_CHECKING, get_args
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
 
 from lrsearch.errors import require_choice
-from lrsearch.tracking import NullRun, RunStatus
-from lrsearch_integrations.mlflow_api import (
-    Metric,
-    MlflowException,
-    Param,
-    Run,
-    RunTag,
-)
-from lrsearch_integrations.mlflow_connection import Connection, is_refusal
+from lrsearch.tracking import RunStatus
+from lrsearch_integrations.mlflow_api import MlflowException
+from lrsearch_integrations.mlflow_connection import Connection
+from lrsearch_integrations.mlflow_sender import FLUSH_SECONDS, Sender
 from lrsearch_integrations.mlflow_store import (
     StoreError,
     absolute_uri,
-    create_run,
+    context_tags,
     default_tracking_uri,
-    experiment_id,
     explained,
+    is_refusal,
     open_client,
     quiet,
     shown,
+    spool_folder,
 )
+from lrsearch_integrations.mlflow_sync import sync
 from lrsearch_integrations.mlflow_values import (
     PARAM_LENGTH,
     TAG_LENGTH,
-    Waiting,
     number,
     safe_key,
     table_files,
     texts,
 )
-from lrsearch_integrations.mlflow_view import install_views
+from lrsearch_integrations.spool import Header, Spool, SpoolError, milliseconds, new_uid
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
-BATCH = 1000  # MLflow's limit for one request
 FLUSH_METRICS = 500
-FLUSH_SECONDS = 2.0
+# The longest that a training waits for the store, when a run ends or its id is asked for.
+WAIT_SECONDS = 10.0
 
-_PARENT = "mlflow.parentRunId"
-_STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 _STATE = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 # A statistic may be undefined while the training is sound; any other value that is not finite
 # means that the training has diverged.
 _STATISTICS = ("window/", "bound/", "lipschitz/")
+
+logger = logging.getLogger("lrsearch")
 
 
 def open_study_run(
@@ -91,26 +88,32 @@ def open_study_run(
     name: str,
     tracking_uri: str | None = None,
     tags: Mapping[str, object] | None = None,
+    uid: str | None = None,
 ) -> MlflowRun:
     """Open a run called ``name`` in ``experiment`` (the ``lrsearch.trackers`` entry point).
+
+    A server that does not answer is no reason to wait or to stop: what is logged stays on disk,
+    one warning says so, and ``lrsearch sync`` sends it.
 
     Args:
         experiment: created if the store has none of this name.
         name: how the run is shown.
         tracking_uri: the store; None means ``MLFLOW_TRACKING_URI``, else ``./mlruns/mlflow.db``.
         tags: short texts; ``lrsearch.kind`` is "study" unless given.
+        uid: a name of the caller's own, by which a later process goes on with the same run.
 
     Raises:
-        StoreError: if the store cannot be opened; one line that names it and the remedy.
+        StoreError: if the address is not that of a store, or the store refuses; one line that names
+            it and the remedy.
+        SpoolError: if the spool cannot be written.
     """
     uri = default_tracking_uri() if tracking_uri is None else absolute_uri(tracking_uri)
-    client = open_client(uri)
-    experiment_key = experiment_id(client, experiment, uri)
-    with explained(uri), quiet():
-        run = create_run(client, experiment_key, name, {"lrsearch.kind": "study", **(tags or {})})
-    with contextlib.suppress(Exception):  # a comfort, which an older server may refuse
-        install_views(client, experiment_key)
-    return MlflowRun(Connection(client, uri), run, owned=True)
+    sender = Sender(Connection(open_client(uri), uri), Spool(spool_folder(uri)))
+    given = {"lrsearch.kind": "study", **(tags or {})}
+    run = _begin(sender, experiment, name, given, uid=uid)
+    run.require_store()
+    threading.Thread(target=sync, args=(sender,), kwargs={"patience": 60.0}, daemon=True).start()
+    return run
 
 
 def attach_run(run_id: str, tracking_uri: str | None = None) -> MlflowRun:
@@ -130,42 +133,85 @@ def attach_run(run_id: str, tracking_uri: str | None = None) -> MlflowRun:
             raise StoreError(
                 f"no run {run_id!r} in {shown(uri)}: check the id and the tracking URI"
             ) from error
-    return MlflowRun(Connection(client, uri), run, owned=False)
+        experiment = client.get_experiment(run.info.experiment_id).name
+    sender = Sender(Connection(client, uri), Spool(spool_folder(uri)))
+    header = Header(
+        uid=f"{run_id}-{new_uid()[:8]}",
+        tracking_uri=uri,
+        experiment=experiment,
+        name=str(run.info.run_name),
+        tags={},
+        start_time=milliseconds(),
+        run_id=run_id,
+        owned=False,
+    )
+    return MlflowRun(sender, header)
+
+
+def _begin(
+    sender: Sender,
+    experiment: str,
+    name: str,
+    tags: Mapping[str, object],
+    *,
+    uid: str | None = None,
+    parent: str = "",
+    parent_run_id: str = "",
+) -> MlflowRun:
+    header = Header(
+        uid=uid or new_uid(),
+        tracking_uri=sender.connection.uri,
+        experiment=experiment,
+        name=name,
+        tags={**context_tags(), **texts(tags, TAG_LENGTH)},
+        start_time=milliseconds(),
+        parent=parent,
+        parent_run_id=parent_run_id,
+    )
+    return MlflowRun(sender, header)
 
 
 class MlflowRun:
-    """One MLflow run, written in batches; a ``RunTracker``.
+    """One MLflow run, spooled to disk and sent in batches; a ``RunTracker``.
 
     As a context manager it finishes itself: complete, pruned (``optuna.TrialPruned``) or failed.
-    A run that this process opened and never finished is closed as failed when Python exits.
+    A run that this process opened and never finished is closed as failed when Python exits, or is
+    ended by SIGTERM; after a SIGKILL the next study, or ``lrsearch sync``, closes it.
     """
 
-    def __init__(self, connection: Connection, run: Run, *, owned: bool) -> None:
-        self._connection = connection
-        self._client = connection.client
-        self._run_id: str = run.info.run_id
-        self._experiment_id: str = run.info.experiment_id
-        self._owned = owned
+    def __init__(self, sender: Sender, header: Header) -> None:
+        self._sender = sender
+        self._header = header
+        self._spooled = sender.spool.begin(header)
+        self._delivery = sender.add(self._spooled)
         self._process = os.getpid()
         self._lock = threading.RLock()
-        self._waiting = Waiting()
         self._known_params: set[str] = set()
-        self._flushed_at = time.monotonic()
+        self._nudged_at = time.monotonic()
+        self._unsent = 0
         self._nonfinite_steps = 0
         self._last_nonfinite: int | None = None
         self._diverged = False
         self._closed = False
+        self._warned = False
         _open_runs.add(self)
+        _catch_sigterm()
 
     @property
     def run_id(self) -> str:
-        """MLflow's id of this run."""
-        return self._run_id
+        """MLflow's id of this run; "" while the store cannot be reached."""
+        self._sender.wait(lambda: bool(self._delivery.run_id), WAIT_SECONDS)
+        return self._delivery.run_id
+
+    @property
+    def uid(self) -> str:
+        """The run's own name, in the tag ``lrsearch.trial_uid``."""
+        return self._header.uid
 
     @property
     def tracking_uri(self) -> str:
         """The store that holds the run."""
-        return self._connection.uri
+        return self._sender.connection.uri
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record values at a step.
@@ -174,69 +220,119 @@ class MlflowRun:
         because SQL stores replace them and the UI then hides the curve; the first in a training
         metric is recorded as ``diverged_at_step``.
         """
-        now = time.time_ns() // 1_000_000
-        at = int(step)
+        now, at = milliseconds(), int(step)
+        finite: dict[str, float] = {}
         with self._lock:
             for key, given in metrics.items():
                 value = number(key, given)
                 if math.isfinite(value):
-                    self._waiting.add_metric(Metric(safe_key(key), value, now, at))
+                    finite[safe_key(key)] = value
                 else:
                     self._note_nonfinite(key, now, at)
-            waiting_long = time.monotonic() - self._flushed_at >= FLUSH_SECONDS
-            if len(self._waiting.metrics) >= FLUSH_METRICS or waiting_long or self._closed:
-                self.flush()
+            if finite:
+                self._write("m", now, at, finite)
+                self._unsent += len(finite)
+            if self._unsent >= FLUSH_METRICS or time.monotonic() - self._nudged_at >= FLUSH_SECONDS:
+                self._nudge()
+
+    def log_steps(self, losses: ArrayLike, start: int, lr: float) -> None:
+        """Keep the loss of every step, for the artifact ``curves/steps.parquet``.
+
+        Args:
+            losses: shape (steps,), the training losses from ``start`` on; any value.
+            start: step of the first of them.
+            lr: the rate that gave them.
+        """
+        values = np.ascontiguousarray(losses, dtype="<f8")
+        with self._lock:
+            self._write("s", int(start), float(lr), b64encode(values.tobytes()).decode())
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record settings; the first value of a key stays."""
         with self._lock:
-            for key, value in texts(params, PARAM_LENGTH).items():
-                if key not in self._known_params:
-                    self._known_params.add(key)
-                    self._waiting.params[key] = value
-            self.flush()
+            new = {
+                key: value
+                for key, value in texts(params, PARAM_LENGTH).items()
+                if key not in self._known_params
+            }
+            self._known_params |= new.keys()
+            if new:
+                self._write("p", new)
+                self._nudge()
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Record or replace short texts."""
         with self._lock:
-            self._waiting.tags.update(texts(tags, TAG_LENGTH))
-            self.flush()
+            self._write("t", texts(tags, TAG_LENGTH))
+            self._nudge()
+
+    def log_input(
+        self, name: str, digest: str, *, context: str = "training", profile: str = "{}"
+    ) -> None:
+        """Record the data set that the run saw; MLflow shows it beside the run.
+
+        Args:
+            name: of the data set.
+            digest: of its content, at most 36 characters.
+            context: what it was used for.
+            profile: what is known of it, as JSON.
+        """
+        source = '{"source": "lrsearch"}'
+        content = {"name": name, "digest": digest[:36], "context": context}
+        with self._lock:
+            self._write("i", content | {"profile": profile, "source": source})
+            self._nudge()
 
     def log_table(self, name: str, table: pd.DataFrame) -> None:
         """Store a table as the artifacts ``name.parquet`` and ``name.csv``."""
         self._add_files(table_files(name, table))
 
-    def log_figure(self, name: str, figure: Figure) -> None:
-        """Store a matplotlib figure as the artifact ``name.png``."""
+    def log_text(self, name: str, text: str) -> None:
+        """Store a text as an artifact of that name."""
+        self._add_files({name: text.encode()})
+
+    def log_figure(self, name: str, figure: Any) -> None:
+        """Store a figure: of matplotlib as ``name.png``, of plotly as ``name.html``."""
+        if hasattr(figure, "to_html"):
+            page = figure.to_html(include_plotlyjs=True, full_html=True)
+            self._add_files({f"{name.removesuffix('.html')}.html": page.encode()})
+            return
         stream = BytesIO()
         figure.savefig(stream, format="png", dpi=150, bbox_inches="tight")
         self._add_files({f"{name.removesuffix('.png')}.png": stream.getvalue()})
 
-    def child(self, name: str, *, tags: Mapping[str, object] | None = None) -> MlflowRun | LostRun:
-        """Open a run nested in this one; it exists in the store when this returns.
+    def child(
+        self, name: str, *, tags: Mapping[str, object] | None = None, uid: str | None = None
+    ) -> MlflowRun:
+        """Open a run nested in this one; ``lrsearch.kind`` is "trial" unless given.
 
-        ``lrsearch.kind`` is "trial" unless given. If the store does not answer, the training goes
-        on with a run that records nothing.
+        Args:
+            name: how the run is shown.
+            tags: short texts.
+            uid: a name of the caller's own, by which a later process goes on with the same run.
         """
-        given = {"lrsearch.kind": "trial", **(tags or {}), _PARENT: self._run_id}
-        created: list[Run] = []
-        self._connection.write(
-            lambda: created.append(create_run(self._client, self._experiment_id, name, given)),
-            f"open the run {name!r}, which goes unrecorded",
+        return _begin(
+            self._sender,
+            self._header.experiment,
+            name,
+            {"lrsearch.kind": "trial", **(tags or {})},
+            uid=uid,
+            parent=self._header.uid,
+            parent_run_id=self._header.run_id,
         )
-        return MlflowRun(self._connection, created[0], owned=True) if created else LostRun()
 
-    def flush(self) -> None:
-        """Write what waits, unless the store failed a moment ago."""
-        with self._lock:
-            if not self._connection.resting:
-                self._write()
+    def flush(self) -> bool:
+        """Wait until the store has everything, at most ``WAIT_SECONDS``; False if it has not."""
+        return self._sender.wait(
+            lambda: self._delivery.up_to_date or self._delivery.done, WAIT_SECONDS
+        )
 
     def finish(self, status: RunStatus) -> None:
-        """Write what waits and close the run: FINISHED, KILLED (pruned) or FAILED.
+        """Close the run: FINISHED, KILLED (pruned) or FAILED.
 
-        The tag ``lrsearch.trial_state`` tells them apart in Optuna's words. A second call does
-        nothing.
+        The tag ``lrsearch.trial_state`` tells them apart in Optuna's words. Waits until the store
+        has everything, at most ``WAIT_SECONDS``, and not at all while it does not answer. A second
+        call does nothing.
 
         Raises:
             InvalidArgumentError: if the status is not one of ``RunStatus``.
@@ -245,16 +341,33 @@ class MlflowRun:
         with self._lock:
             if self._closed:
                 return
+            self._write("t", {"lrsearch.trial_state": _STATE[status]})
+            self._write("e", status, milliseconds())
             self._closed = True
             _open_runs.discard(self)
-            self._waiting.tags["lrsearch.trial_state"] = _STATE[status]
-            if self._waiting.dropped:
-                self._waiting.tags["lrsearch.dropped_metrics"] = str(self._waiting.dropped)
-            if self._write():
-                self._connection.write(
-                    lambda: self._client.set_terminated(self._run_id, _STATUS[status]),
-                    "close a run, which stays RUNNING",
-                )
+        # A study ends when its trials are told, too.
+        alone = bool(self._header.parent)
+        if not self._sender.wait(
+            lambda: not self._sender.holds(self._delivery) and (alone or self._sender.settled),
+            WAIT_SECONDS,
+        ):
+            self._tell_what_is_left()
+
+    def require_store(self) -> None:
+        """Wait for the run to be created, so that what can never work is known at once.
+
+        Raises:
+            StoreError: if the store refuses.
+        """
+        connection = self._sender.connection
+        self._sender.wait(
+            lambda: bool(self._delivery.run_id) or connection.refusal is not None, WAIT_SECONDS
+        )
+        if connection.refusal is not None and not self._delivery.run_id:
+            _open_runs.discard(self)
+            self._closed = True
+            self._sender.forget(self._delivery)
+            raise connection.refusal
 
     def __enter__(self) -> MlflowRun:
         """Return the run itself."""
@@ -278,99 +391,57 @@ class MlflowRun:
         if step != self._last_nonfinite:
             self._last_nonfinite = step
             self._nonfinite_steps += 1
-            self._waiting.tags["lrsearch.nonfinite_steps"] = str(self._nonfinite_steps)
+            self._write("t", {"lrsearch.nonfinite_steps": str(self._nonfinite_steps)})
         if not self._diverged and not key.startswith(_STATISTICS):
             self._diverged = True
-            self._waiting.add_metric(Metric("diverged_at_step", float(step), now, step))
+            self._write("m", now, step, {"diverged_at_step": float(step)})
 
     def _add_files(self, files: Mapping[str, bytes]) -> None:
         with self._lock:
             for name, content in files.items():
-                self._waiting.add_file(name, content)
-            self.flush()
+                with self._forgiving():
+                    self._write("f", name, self._spooled.add_file(content))
+            self._nudge()
 
-    def _write(self) -> bool:
-        """Send everything that waits; False if the store failed on values (files count not)."""
-        self._flushed_at = time.monotonic()
-        done = self._write_texts() and self._write_metrics()
-        if done:
-            self._write_files()
-        return done
+    def _write(self, *record: Any) -> None:
+        if self._closed:
+            self._warn("was told to log after the end of a run, and does not")
+            return
+        with self._forgiving():
+            self._spooled.write(*record)
 
-    def _write_texts(self) -> bool:
-        waiting = self._waiting
-        if waiting.params:
-            params = [Param(key, value) for key, value in waiting.params.items()]
-            if not self._send("log parameters", params=params):
-                return False
-            waiting.params.clear()
-        if waiting.tags:
-            tags = [RunTag(key, value) for key, value in waiting.tags.items()]
-            if not self._send("set tags", tags=tags):
-                return False
-            waiting.tags.clear()
-        return True
+    @contextlib.contextmanager
+    def _forgiving(self) -> Any:
+        """A full disk costs the record, not the training."""
+        try:
+            yield
+        except SpoolError as error:
+            self._warn(f"loses what it cannot keep: {error}")
 
-    def _write_metrics(self) -> bool:
-        metrics = self._waiting.metrics
-        while metrics:
-            batch = list(islice(metrics, BATCH))
-            if not self._send("log metrics", metrics=batch):
-                return False
-            for _ in batch:
-                metrics.popleft()
-        return True
+    def _nudge(self) -> None:
+        self._unsent, self._nudged_at = 0, time.monotonic()
+        self._sender.nudge()
 
-    def _send(
-        self,
-        what: str,
-        *,
-        metrics: list[Metric] | None = None,
-        params: list[Param] | None = None,
-        tags: list[RunTag] | None = None,
-    ) -> bool:
-        return self._connection.write(
-            lambda: self._client.log_batch(
-                self._run_id, metrics or (), params or (), tags or (), synchronous=True
-            ),
-            what,
+    def _warn(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("MLflow tracking of %r %s", self._header.name, message)
+
+    def _tell_what_is_left(self) -> None:
+        connection = self._sender.connection
+        connection.tell(
+            "left",
+            f"does not have everything yet; it is kept in {self._sender.spool.folder}, and "
+            "lrsearch sync sends it",
         )
-
-    def _write_files(self) -> None:
-        files = self._waiting.files
-        for name in list(files):
-            if not self._connection.write(
-                functools.partial(self._upload, name, files[name]), f"store the artifact {name!r}"
-            ):
-                return
-            del files[name]
-
-    def _upload(self, name: str, content: bytes) -> None:
-        place = PurePosixPath(name)
-        folder = None if place.parent == PurePosixPath(".") else str(place.parent)
-        with tempfile.TemporaryDirectory(prefix="lrsearch-") as temporary:
-            file = Path(temporary, place.name)
-            file.write_bytes(content)
-            self._client.log_artifact(self._run_id, str(file), folder)
 
     def _close_at_exit(self) -> None:
         if self._process != os.getpid():
             return  # a forked copy: the run belongs to the parent process
-        if self._owned:
+        if self._header.owned:
             self.finish("failed")
-        else:
-            self._write()
-
-
-class LostRun(NullRun):
-    """A run that could not be opened: records nothing, so that the training can go on."""
-
-    def __enter__(self) -> LostRun:
-        """Return the run itself."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Do nothing."""
+        elif not self.flush():
+            self._tell_what_is_left()
 
 
 _open_runs: set[MlflowRun] = set()
@@ -378,5 +449,21 @@ _open_runs: set[MlflowRun] = set()
 
 @atexit.register
 def _close_open_runs() -> None:
-    for run in list(_open_runs):
+    # Children were opened last, and end before their parents.
+    for run in sorted(_open_runs, key=lambda each: each._header.start_time, reverse=True):
         run._close_at_exit()
+
+
+def _catch_sigterm() -> None:
+    """Close runs on SIGTERM too, where nobody else has a say in what it does."""
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    ):
+        signal.signal(signal.SIGTERM, _end_on_sigterm)
+
+
+def _end_on_sigterm(number: int, frame: FrameType | None) -> None:
+    _close_open_runs()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

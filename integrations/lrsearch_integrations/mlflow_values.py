@@ -1,59 +1,25 @@
-"""What MLflow accepts as keys and texts, and the values that wait to be written."""
+"""What MLflow accepts as keys, texts and files."""
 
 from __future__ import annotations
 
 import json
 import posixpath
 import re
-from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from base64 import b64decode
+from collections.abc import Iterator, Mapping
 from io import BytesIO
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from lrsearch.errors import InvalidTypeError
-from lrsearch_integrations.mlflow_api import Metric
+from lrsearch_integrations.spool import SpooledRun
 
 KEY_LENGTH = 250
 PARAM_LENGTH = 6000
 TAG_LENGTH = 8000
-WAITING_METRICS = 100_000  # about 30 MB; beyond this the oldest are given up
-WAITING_FILES = 32
-
-
-@dataclass(slots=True)
-class Waiting:
-    """Values of one run that the store does not have yet.
-
-    Attributes:
-        metrics: in the order of logging; the oldest fall out when there are too many.
-        params: settings by key.
-        tags: texts by key.
-        files: artifacts by name; a newer one replaces an older.
-        dropped: how many metrics fell out.
-    """
-
-    metrics: deque[Metric] = field(default_factory=deque)
-    params: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    files: dict[str, bytes] = field(default_factory=dict)
-    dropped: int = 0
-
-    def add_metric(self, metric: Metric) -> None:
-        """Queue a metric."""
-        self.metrics.append(metric)
-        if len(self.metrics) > WAITING_METRICS:
-            self.metrics.popleft()
-            self.dropped += 1
-
-    def add_file(self, name: str, content: bytes) -> None:
-        """Queue an artifact."""
-        self.files.pop(name, None)
-        self.files[name] = content
-        if len(self.files) > WAITING_FILES:
-            del self.files[next(iter(self.files))]
 
 
 def number(key: str, value: object) -> float:
@@ -107,6 +73,30 @@ def table_files(name: str, table: pd.DataFrame) -> dict[str, bytes]:
         )
         parquet = _parquet(frame)
     return {f"{name}.parquet": parquet, f"{name}.csv": frame.to_csv(index=False).encode()}
+
+
+def steps_file(run: SpooledRun, path: Path) -> bool:
+    """Write every step's loss and rate as a Parquet table; False if the run kept none.
+
+    Columns: step, loss [loss], lr. Where a step was kept twice (a training that went on from a
+    checkpoint), the later counts.
+    """
+    pieces = list(_stretches(run))
+    if not pieces:
+        return False
+    table = pd.concat(pieces, ignore_index=True)
+    table = table.drop_duplicates("step", keep="last").sort_values("step")
+    table.to_parquet(path, index=False)
+    return True
+
+
+def _stretches(run: SpooledRun) -> Iterator[pd.DataFrame]:
+    for kind, *content in run.records():
+        if kind == "s":
+            start, lr, encoded = content
+            losses = np.frombuffer(b64decode(encoded), dtype="<f8")
+            steps = np.arange(start, start + len(losses))
+            yield pd.DataFrame({"step": steps, "loss": losses, "lr": lr})
 
 
 def _parquet(frame: pd.DataFrame) -> bytes:

@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,6 +198,27 @@ def reproduce(options: Namespace) -> int:
         if done.run_id:
             print(f"Recorded in {done.tracking_uri}\nLook at it: lrsearch ui")
     return 0
+
+
+def sync(options: Namespace) -> int:
+    """Send what a tracker's store missed while it was away."""
+    from lrsearch.tracking import find_sync
+
+    if options.spool is not None and not options.spool.is_dir():
+        raise InvalidArgumentError(f"--spool: no folder {str(options.spool)!r}")
+    reports = find_sync("mlflow")(options.spool, options.tracking_uri)
+    if options.json:
+        _write_json(options.json, [asdict(report) for report in reports])
+    if options.json != "-":
+        for report in reports:
+            alive = f", {report.alive} still being written" if report.alive else ""
+            print(f"{report.tracking_uri}: {report.sent} runs sent, {report.left} left{alive}")
+        if not reports:
+            print("Nothing waits.")
+    for report in reports:
+        if report.left:
+            _say(f"lrsearch: {report.tracking_uri}: {report.trouble or 'a run cannot be sent'}")
+    return int(any(report.left for report in reports))
 
 
 def ui(options: Namespace) -> int:

@@ -129,6 +129,14 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--data-dir", metavar="DIR", help="folder with data files")
     _add_tracking(reproduce)
 
+    sync = commands_.add_parser("sync", help="send what a store missed while it was away")
+    sync.set_defaults(command="sync")
+    sync.add_argument(
+        "--spool", type=Path, metavar="DIR", help="default: LRSEARCH_SPOOL, or mlruns/spool"
+    )
+    sync.add_argument("--tracking-uri", metavar="URI", help="only what is meant for this store")
+    _add_json(sync, "what was sent")
+
     ui = commands_.add_parser("ui", help="open the MLflow UI on the store of the studies")
     ui.set_defaults(command="ui")
     ui.add_argument("--port", type=int, default=5000)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from lrsearch.stats.series import FloatArray
 from lrsearch.tracking import RunTracker
 
@@ -12,6 +14,10 @@ _STRIDE_WITHOUT_BUDGET = 10
 
 class CurveLog:
     """Writes the loss curve of a run, and the rate where it changes.
+
+    Every step's loss goes to the tracker's table. Its charts get about a thousand of them, and for
+    each stretch (a window, or the steps between two checks of validation) the least, the largest
+    and the mean loss, so that no spike falls through.
 
     Args:
         tracker: where to.
@@ -24,6 +30,7 @@ class CurveLog:
             _STRIDE_WITHOUT_BUDGET if total_steps is None else max(1, total_steps // _POINTS)
         )
         self._next = 0
+        self._written = 0
         self._rate: float | None = None
 
     def extend(self, losses: FloatArray, start: int, lr: float) -> None:
@@ -40,8 +47,23 @@ class CurveLog:
             self._tracker.log_metrics({"train/lr": lr}, step=start)
             self._rate = lr
         end = start + len(losses)
+        begin = max(start, self._written)
+        if begin < end:
+            self._write(losses[begin - start :], begin, lr)
+            self._written = end
         while self._next < end:
             if self._next >= start:
                 loss = float(losses[self._next - start])
                 self._tracker.log_metrics({"train/loss": loss}, step=self._next)
             self._next += self._stride
+
+    def _write(self, losses: FloatArray, start: int, lr: float) -> None:
+        self._tracker.log_steps(losses, start, lr)
+        finite = losses[np.isfinite(losses)]
+        if finite.size:
+            envelope = {
+                "train/loss_min": float(finite.min()),
+                "train/loss_max": float(finite.max()),
+                "train/loss_mean": float(finite.mean()),
+            }
+            self._tracker.log_metrics(envelope, step=start + len(losses) - 1)

@@ -83,7 +83,6 @@ def test_a_deleted_experiment_is_told_with_its_remedy(store_uri: str) -> None:
 @pytest.mark.parametrize(
     ("uri", "remedy"),
     [
-        ("http://127.0.0.1:9", "start that server"),
         ("./mlruns", "use sqlite:///"),
         ("sqlite:////proc/none/mlflow.db", "folder is writable"),
         ("nosuch://user:secret@host/db", "check the address"),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +14,9 @@ import pytest
 
 pytest.importorskip("mlflow", exc_type=ImportError)
 
-from lrsearch_integrations import mlflow_connection, mlflow_values
 from lrsearch_integrations.mlflow_api import MlflowClient
-from lrsearch_integrations.mlflow_store import (
-    experiment_id,
-    open_client,
-)
-from lrsearch_integrations.mlflow_tracker import LostRun, MlflowRun, attach_run, open_study_run
-from lrsearch_integrations.mlflow_ui import free_port, server
+from lrsearch_integrations.mlflow_store import spool_folder
+from lrsearch_integrations.mlflow_tracker import MlflowRun, attach_run
 
 
 def client_of(run: MlflowRun) -> MlflowClient:
@@ -39,7 +33,7 @@ class Outage:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls = 0
         self.on = True
-        for name in ("log_batch", "log_artifact", "set_terminated", "create_run"):
+        for name in ("log_batch", "log_artifact", "log_inputs", "set_terminated", "create_run"):
             monkeypatch.setattr(MlflowClient, name, self._wrap(getattr(MlflowClient, name)))
 
     def _wrap(self, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,103 +46,80 @@ class Outage:
         return call
 
 
+def log_everything(run: MlflowRun) -> None:
+    for step in range(1200):
+        run.log_metrics({"train/loss": 1.0 / (1 + step)}, step)
+    run.log_params({"lr": 0.1})
+    run.log_input("digits", "abc")
+    run.log_steps([1.0, math.nan, 0.5], 0, 0.1)
+    run.log_table("windows", pd.DataFrame({"a": [1]}))
+
+
+def check_everything(client: MlflowClient, run_id: str) -> None:
+    run = client.get_run(run_id)
+    assert run.data.params == {"lr": "0.1"}
+    history = client.get_metric_history(run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [
+        (step, 1.0 / (1 + step)) for step in range(1200)
+    ]
+    assert [each.dataset.name for each in run.inputs.dataset_inputs] == ["digits"]
+    names = {file.path for file in client.list_artifacts(run_id)}
+    assert names == {"windows.csv", "windows.parquet", "curves"}
+
+
 def test_an_outage_is_told_once_and_nothing_is_lost_when_it_ends(
     study: MlflowRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    assert study.run_id
     outage = Outage(monkeypatch)
     with caplog.at_level(logging.WARNING, "lrsearch"):
-        for step in range(1200):
-            study.log_metrics({"train/loss": 1.0}, step)
-        study.log_params({"lr": 0.1})
-        study.log_table("windows", pd.DataFrame({"a": [1]}))
-        lost = study.child("trial-0")
-    assert outage.calls == 2  # one batch, one child: the store is left in peace for a while
-    assert len(caplog.records) == 1
-    assert "\n" not in caplog.records[0].getMessage()
-    assert "the training goes on: gone" in caplog.records[0].getMessage()
-    assert isinstance(lost, LostRun)
-    with lost:
-        lost.log_metrics({"train/loss": 1.0}, 0)
-        lost.log_figure("none", object())  # type: ignore[arg-type]  # it is not looked at
+        log_everything(study)
+        trial = study.child("trial-0")
+        log_everything(trial)
+        begin = time.monotonic()
+        trial.finish("pruned")
+        assert time.monotonic() - begin < 5.0
+    assert outage.calls == 1  # the store is left in peace for a while
+    messages = [record.getMessage() for record in caplog.records]
+    assert not any("\n" in message for message in messages)
+    assert ["the training goes on: gone" in messages[0], "lrsearch sync" in messages[-1]] == [1, 1]
+    assert len(messages) == 2
+    assert trial.run_id == ""
     outage.on = False
+    study._sender.connection.wake()
     study.finish("complete")
-    run = client_of(study).get_run(study.run_id)
-    assert run.info.status == "FINISHED"
-    assert run.data.params == {"lr": "0.1"}
-    assert len(client_of(study).get_metric_history(study.run_id, "train/loss")) == 1200
-    assert {file.path for file in client_of(study).list_artifacts(study.run_id)} == {
-        "windows.csv",
-        "windows.parquet",
-    }
-
-
-def test_the_buffer_is_bounded_and_says_what_it_gave_up(
-    study: MlflowRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mlflow_values, "WAITING_METRICS", 1000)
-    outage = Outage(monkeypatch)
-    for step in range(5000):
-        study.log_metrics({"train/loss": 1.0}, step)
-    outage.on = False
-    study.finish("complete")
-    history = client_of(study).get_metric_history(study.run_id, "train/loss")
-    assert [point.step for point in history] == list(range(4000, 5000))
-    tags = client_of(study).get_run(study.run_id).data.tags
-    assert tags["lrsearch.dropped_metrics"] == "4000"
+    client = client_of(study)
+    check_everything(client, study.run_id)
+    check_everything(client, trial.run_id)
+    assert client.get_run(study.run_id).info.status == "FINISHED"
+    ended = client.get_run(trial.run_id)
+    assert (ended.info.status, ended.data.tags["lrsearch.trial_state"]) == ("KILLED", "PRUNED")
+    assert list(spool_folder(study.tracking_uri).glob("*")) == []
 
 
 def test_what_the_store_refuses_is_told_and_does_not_block_the_rest(
     study: MlflowRun, caplog: pytest.LogCaptureFixture
 ) -> None:
     study.log_params({"lr": 0.1})
+    assert study.flush()
     other = attach_run(study.run_id, study.tracking_uri)
     with caplog.at_level(logging.WARNING, "lrsearch"):
         other.log_params({"lr": 0.2})
         other.log_metrics({"a": 1.0}, 0)
-        other.flush()
+        assert other.flush()
     assert [
         record.getMessage().count("refused to log parameters") for record in caplog.records
     ] == [1]
     assert client_of(study).get_run(study.run_id).data.metrics == {"a": 1.0}
 
 
-@pytest.mark.slow
-def test_a_server_that_dies_during_a_training_does_not_stop_it(
-    store_uri: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    capsys: pytest.CaptureFixture[str],
+def test_a_run_is_closed_to_what_comes_after_its_end(
+    study: MlflowRun, caplog: pytest.LogCaptureFixture
 ) -> None:
-    port = free_port()
-    uri = f"http://127.0.0.1:{port}"
-    monkeypatch.setattr(mlflow_connection, "RETRY_SECONDS", 1000.0)
-    with server(store_uri, port), contextlib.redirect_stderr(io.StringIO()):
-        with open_study_run(experiment="remote", name="first", tracking_uri=uri) as first:
-            trial = first.child("trial-0")
-            for step in range(1500):
-                trial.log_metrics({"train/loss": 1.0}, step)
-            trial.log_table("windows", pd.DataFrame({"a": [1, 2]}))
-            trial.finish("pruned")
-        assert len(download(trial, "windows.csv", tmp_path).read_text().split()) == 3
-        second = open_study_run(experiment="remote", name="second", tracking_uri=uri)
-        second.log_params({"lr": 0.1})
-        for step in range(600):
-            second.log_metrics({"train/loss": 1.0}, step)
-    begin = time.monotonic()
+    trial = study.child("trial")
+    trial.finish("complete")
     with caplog.at_level(logging.WARNING, "lrsearch"):
-        for step in range(600, 20_000):
-            second.log_metrics({"train/loss": 1.0}, step)
-        second.child("trial-1").finish("complete")
-        second.finish("complete")
-    assert time.monotonic() - begin < 20
-    assert len([record for record in caplog.records if record.name == "lrsearch"]) == 1
-    assert capsys.readouterr().out == ""
-
-    client = open_client(store_uri)
-    states = {
-        run.info.run_name: run.info.status
-        for run in client.search_runs([experiment_id(client, "remote", store_uri)])
-    }
-    assert states == {"first": "FINISHED", "trial-0": "KILLED", "second": "RUNNING"}
-    assert len(client.get_metric_history(trial.run_id, "train/loss")) == 1500
+        trial.log_metrics({"late": 1.0}, 0)
+        trial.log_table("late", pd.DataFrame({"a": [1]}))
+    assert ["after the end of a run" in record.getMessage() for record in caplog.records] == [True]
+    assert client_of(study).get_run(trial.run_id).data.metrics == {}

@@ -1,0 +1,135 @@
+"""One thread that carries what runs have written in the spool to an MLflow store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from lrsearch_integrations.mlflow_connection import Connection
+from lrsearch_integrations.mlflow_delivery import Delivery
+from lrsearch_integrations.spool import Spool, SpooledRun
+
+FLUSH_SECONDS = 2.0
+
+
+class Sender:
+    """Sends in the background; whoever logs never waits for the store.
+
+    Args:
+        connection: to the store.
+        spool: where runs are kept until the store has them.
+    """
+
+    def __init__(self, connection: Connection, spool: Spool) -> None:
+        self.connection = connection
+        self.spool = spool
+        self._changed = threading.Condition()
+        self._sending = threading.Lock()
+        self._deliveries: dict[str, Delivery] = {}
+        self._known: dict[str, str] = {}
+        self._nudged = False
+        self._thread: threading.Thread | None = None
+        self._process = os.getpid()
+
+    def add(self, run: SpooledRun) -> Delivery:
+        """Carry a run from now on."""
+        delivery = Delivery(run, self.connection, self.run_id_of)
+        with self._changed:
+            self._deliveries[delivery.header.uid] = delivery
+        self.nudge()
+        return delivery
+
+    def nudge(self) -> None:
+        """Say that something has been written; does not wait."""
+        if self._process != os.getpid():
+            return  # a forked copy: the parent's thread reads the same files
+        with self._changed:
+            self._nudged = True
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, daemon=True, name="lrsearch")
+                self._thread.start()
+            self._changed.notify_all()
+
+    def wait(self, ready: Callable[[], bool], seconds: float) -> bool:
+        """Let the thread work until something is so; False if time is up, or the store fails."""
+        if self._process != os.getpid():
+            return False
+        self.nudge()
+        end = time.monotonic() + seconds
+        with self._changed:
+            while not ready():
+                left = end - time.monotonic()
+                if left <= 0 or self.connection.resting:
+                    return ready()
+                self._changed.wait(min(left, 0.5))
+        return True
+
+    def deliver(self, delivery: Delivery) -> bool:
+        """Send all that a run has written so far, here and now; False if the store failed."""
+        with self._sending:
+            while not self.connection.resting and delivery.step():
+                with self._changed:
+                    self._changed.notify_all()
+            if delivery.run_id:
+                self._known[delivery.header.uid] = delivery.run_id
+        return delivery.up_to_date
+
+    @property
+    def settled(self) -> bool:
+        """Whether the store has all that was written so far, and ended runs are put away."""
+        with self._changed:
+            return all(each.up_to_date and not each.done for each in self._deliveries.values())
+
+    def run_id_of(self, uid: str) -> str:
+        """The store's id of a run that is sent from here, or was left here; "" if it has none."""
+        if uid in self._known:
+            return self._known[uid]
+        spooled = self.spool.find(uid)
+        return "" if spooled is None else spooled.mark.run_id
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                idle = not self._deliveries
+                if not self._nudged:
+                    self._changed.wait(None if idle else FLUSH_SECONDS)
+                self._nudged = False
+                deliveries = list(self._deliveries.values())
+            for delivery in deliveries:
+                # Whatever goes wrong with one run must not end the thread for all.
+                with contextlib.suppress(OSError, ValueError):
+                    self.deliver(delivery)
+                if delivery.done:
+                    self.forget(delivery)
+            with self._changed:
+                self._changed.notify_all()
+
+    def forget(self, delivery: Delivery) -> None:
+        """Let go of a run that the store has; its folder goes too, once no other run needs it."""
+        _remove(self.spool, delivery.run, delivery.header.uid)
+        parent = self.spool.find(delivery.header.parent) if delivery.header.parent else None
+        if parent is not None:
+            mark = parent.mark
+            if mark.closed and mark.offset >= parent.size and parent.acquire():
+                _remove(self.spool, parent, delivery.header.parent)
+        with self._changed:
+            self._deliveries.pop(delivery.header.uid, None)
+
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether there is still something to do about a run."""
+        with self._changed:
+            return delivery.header.uid in self._deliveries
+
+
+def _remove(spool: Spool, run: SpooledRun, uid: str) -> None:
+    if _has_children(spool, uid):
+        run.release()
+    else:
+        run.remove()
+
+
+def _has_children(spool: Spool, uid: str) -> bool:
+    return any(run.header.parent == uid for run in spool.runs())

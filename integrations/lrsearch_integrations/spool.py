@@ -1,0 +1,339 @@
+"""What a run has to tell, on disk before anybody is told: nothing is lost with a server.
+
+Each run has a folder of its own::
+
+    run.json       who the run is; written once
+    records.jsonl  what it logs, a line per call, appended
+    files/         contents of its artifacts
+    sent.json      how far the store has it: the high-water mark
+    lock           held by the process that writes; free again when that process dies
+
+The folder is the source of truth. It goes when the store has everything and the run is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lrsearch.errors import LrsearchError
+
+_HEADER, _RECORDS, _SENT, _LOCK, _FILES = (
+    "run.json",
+    "records.jsonl",
+    "sent.json",
+    "lock",
+    "files",
+)
+_VERSION = 1
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+class SpoolError(LrsearchError, OSError):
+    """The spool cannot be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Who a run is.
+
+    Attributes:
+        uid: unique name, the same for whoever goes on with the run.
+        tracking_uri: the store it is meant for.
+        experiment: name of the experiment.
+        name: how the run is shown.
+        tags: texts that it is created with.
+        start_time: in milliseconds since 1970.
+        parent: uid of the run that it is nested in; "" for none.
+        parent_run_id: the store's id of that run, where it is known.
+        run_id: the store's id of this run, where it existed before; "" if it is to be created.
+        owned: whether whoever writes also closes it.
+    """
+
+    uid: str
+    tracking_uri: str
+    experiment: str
+    name: str
+    tags: Mapping[str, str]
+    start_time: int
+    parent: str = ""
+    parent_run_id: str = ""
+    run_id: str = ""
+    owned: bool = True
+    version: int = _VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far the store has a run.
+
+    Attributes:
+        run_id: the store's id of the run; "" before it is created.
+        experiment_id: the store's id of its experiment.
+        offset: bytes of the records that the store has.
+        creating: whether somebody has asked the store to create the run: it may exist.
+        doubtful: whether that was asked more than once, or slow to be answered: it may exist twice.
+        closed: whether the store has its end.
+    """
+
+    run_id: str = ""
+    experiment_id: str = ""
+    offset: int = 0
+    creating: bool = False
+    doubtful: bool = False
+    closed: bool = False
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Some records, in the order in which they were written.
+
+    Attributes:
+        records: each a list whose first entry is its kind.
+        end: offset behind the last of them.
+        damaged: lines that were no records (a process was killed while it wrote).
+    """
+
+    records: list[list[Any]] = field(default_factory=list)
+    end: int = 0
+    damaged: int = 0
+
+
+class SpooledRun:
+    """One run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # Taken in one thread, given back in another.
+        self._lock = FileLock(folder / _LOCK, thread_local=False)
+        self._out: int | None = None
+        self._written = 0
+
+    @property
+    def header(self) -> Header:
+        """Who the run is.
+
+        Raises:
+            SpoolError: if the folder holds no readable header.
+        """
+        try:
+            kept = json.loads((self.folder / _HEADER).read_text(encoding="utf-8"))
+            return Header(**kept)
+        except (OSError, ValueError, TypeError) as error:
+            raise SpoolError(f"no run is spooled in {self.folder}: {error}") from error
+
+    @property
+    def mark(self) -> Mark:
+        """How far the store has it; from the start where that is not known."""
+        try:
+            return Mark(**json.loads((self.folder / _SENT).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return Mark(run_id=self.header.run_id)
+
+    @property
+    def size(self) -> int:
+        """Bytes of records so far."""
+        try:
+            return (self.folder / _RECORDS).stat().st_size
+        except OSError:
+            return 0
+
+    def set_mark(self, mark: Mark) -> None:
+        """Note how far the store has it; a kill leaves the old mark or the new one."""
+        _write_whole(self.folder / _SENT, json.dumps(asdict(mark)))
+
+    def acquire(self) -> bool:
+        """Become the one who writes; False if a living process is."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        return True
+
+    def open(self) -> None:
+        """Open the records for writing, behind what is there.
+
+        Raises:
+            SpoolError: if that is not possible.
+        """
+        path = self.folder / _RECORDS
+        try:
+            self._out = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            self._written = self.size
+            if self._written and _last_byte(path) != b"\n":
+                self._append(b"\n")  # a line that a kill has torn stays alone
+        except OSError as error:
+            raise SpoolError(f"cannot write {path}: {error.strerror}") from error
+
+    def write(self, *record: Any) -> int:
+        """Append a record; returns the offset behind it.
+
+        In the hands of the operating system when this returns: the process may be killed.
+
+        Raises:
+            SpoolError: if it cannot be written.
+        """
+        if self._out is None:
+            raise SpoolError(f"the records in {self.folder} are not open")
+        line = _encode(record) + "\n"
+        try:
+            return self._append(line.encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            raise SpoolError(f"cannot write in {self.folder}: {error.strerror}") from error
+
+    def add_file(self, content: bytes) -> str:
+        """Keep the content of an artifact; returns the name that a record can give."""
+        folder = self.folder / _FILES
+        folder.mkdir(exist_ok=True)
+        name = uuid.uuid4().hex
+        try:
+            (folder / name).write_bytes(content)
+        except OSError as error:
+            raise SpoolError(f"cannot write in {folder}: {error.strerror}") from error
+        return name
+
+    def file(self, name: str) -> Path:
+        """Where the content of an artifact lies."""
+        return self.folder / _FILES / name
+
+    def read(self, offset: int, *, most: int) -> Chunk:
+        """Records behind an offset.
+
+        Args:
+            offset: where to begin.
+            most: no further record is taken once so many values of metrics are there.
+        """
+        chunk, values = Chunk(end=offset), 0
+        with (self.folder / _RECORDS).open("rb") as source:
+            source.seek(offset)
+            for line in source:
+                if not line.endswith(b"\n"):
+                    break  # being written, or torn
+                try:
+                    record = json.loads(line)
+                    if not isinstance(record, list) or not record:
+                        raise ValueError
+                    chunk.records.append(record)
+                    values += len(record[3]) if record[0] == "m" else 0
+                except ValueError:
+                    chunk.damaged += bool(line.strip())
+                chunk.end += len(line)
+                if values >= most:
+                    break
+        return chunk
+
+    def records(self) -> Iterator[list[Any]]:
+        """All records, from the first on."""
+        offset = 0
+        while (chunk := self.read(offset, most=10_000)).end > offset:
+            yield from chunk.records
+            offset = chunk.end
+
+    def release(self) -> None:
+        """Let another process have it."""
+        if self._out is not None:
+            os.close(self._out)
+            self._out = None
+        self._lock.release(force=True)
+
+    def remove(self) -> None:
+        """Delete the folder: the store has everything."""
+        self.release()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _append(self, content: bytes) -> int:
+        assert self._out is not None
+        view = memoryview(content)
+        while view:
+            view = view[os.write(self._out, view) :]
+        self._written += len(content)
+        return self._written
+
+
+class Spool:
+    """The runs that a folder keeps.
+
+    Args:
+        folder: made when it is first needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def begin(self, header: Header) -> SpooledRun:
+        """Open a run for writing; one that is there already goes on where it stopped.
+
+        Raises:
+            SpoolError: if the folder cannot be written, or another process writes this run.
+        """
+        run = SpooledRun(self.folder / _folder_name(header.uid))
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not run.acquire():
+                raise SpoolError(f"the run {header.uid!r} is written by another process")
+            if not (run.folder / _HEADER).exists():
+                _write_whole(run.folder / _HEADER, json.dumps(asdict(header)))
+            elif run.mark.closed:
+                run.set_mark(replace(run.mark, closed=False))
+        except OSError as error:
+            if isinstance(error, SpoolError):
+                raise
+            raise SpoolError(
+                f"cannot write the spool {self.folder}: {error.strerror}; "
+                "choose another folder by LRSEARCH_SPOOL"
+            ) from error
+        run.open()
+        return run
+
+    def runs(self) -> Iterator[SpooledRun]:
+        """All runs in it, parents before their children."""
+        found = []
+        with contextlib.suppress(OSError):
+            for folder in self.folder.iterdir():
+                run = SpooledRun(folder)
+                with contextlib.suppress(SpoolError):
+                    header = run.header
+                    found.append(((bool(header.parent), header.start_time), run))
+        yield from (run for _, run in sorted(found, key=lambda each: each[0]))
+
+    def find(self, uid: str) -> SpooledRun | None:
+        """The run of that name, if it is here."""
+        run = SpooledRun(self.folder / _folder_name(uid))
+        return run if (run.folder / _HEADER).exists() else None
+
+
+def new_uid() -> str:
+    """A name that nobody else has."""
+    return uuid.uuid4().hex
+
+
+def milliseconds() -> int:
+    """The time, as stores count it."""
+    return time.time_ns() // 1_000_000
+
+
+def _folder_name(uid: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", uid)[:150]
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    side = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    side.write_text(text, encoding="utf-8")
+    side.replace(path)
