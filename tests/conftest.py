@@ -1,10 +1,12 @@
-"""MLflow stores for tests; the schema takes seconds to create and is made once."""
+"""Stores for tests; MLflow's schema takes seconds to create and is made once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgres import PostgresServer, serve, why_missing
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +24,13 @@ def store_uri(tmp_path: Path, mlflow_template: Path) -> str:
     path.parent.mkdir()
     path.write_bytes(mlflow_template.read_bytes())
     return f"sqlite:///{path}"
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server; ``create_database`` gives a store of one's own."""
+    reason = why_missing()
+    if reason:
+        pytest.skip(reason)
+    with serve() as server:
+        yield server

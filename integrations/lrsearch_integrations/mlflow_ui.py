@@ -23,7 +23,7 @@ from lrsearch_integrations.mlflow_store import (
     shown,
     sqlite_path,
 )
-from lrsearch_integrations.mlflow_view import STUDIES, TRIALS, has_views
+from lrsearch_integrations.mlflow_view import COMPARISON, STUDIES, TRIALS, has_views
 
 HOST = "127.0.0.1"
 START_SECONDS = 180.0
@@ -139,9 +139,15 @@ def _links(uri: str, base: str) -> str:
     experiments = open_client(uri).search_experiments(order_by=["last_update_time DESC"])
     for experiment in experiments:
         if has_views(experiment.tags):
-            studies = ui_link(base, experiment.experiment_id, view=STUDIES)
-            trials = ui_link(base, experiment.experiment_id, view=TRIALS)
-            return f"MLflow UI: {studies}\ncurves: {trials}&compareRunsMode=CHART"
+            studies, trials, comparison = (
+                ui_link(base, experiment.experiment_id, view=view)
+                for view in (STUDIES, TRIALS, COMPARISON)
+            )
+            charts = "&compareRunsMode=CHART"
+            return (
+                f"MLflow UI: {studies}\ncurves: {trials}{charts}\n"
+                f"ExpTest beside its baselines: {comparison}{charts}"
+            )
     return f"MLflow UI: {ui_link(base)}"
 
 
