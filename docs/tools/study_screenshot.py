@@ -67,7 +67,7 @@ def take(uri: str, experiment: str, folder: Path) -> None:
         picture_charts(page, "trial_metrics", metrics, height=2400)
 
 
-def picture_charts(page: Browser, name: str, url: str, height: int = 1300) -> None:
+def picture_charts(page: Browser, name: str, url: str, height: int = 1700) -> None:
     """Save a page of charts as a picture, once they are drawn."""
     page.resize(1800, max(height, TALL[1]))
     page.visit(url)

@@ -12,7 +12,11 @@ from lrsearch_integrations.mlflow_connection import Connection
 from lrsearch_integrations.mlflow_delivery import Delivery
 from lrsearch_integrations.spool import Spool, SpooledRun
 
-FLUSH_SECONDS = 2.0
+# A request costs the same for one value as for dozens, and while it is made up the training waits
+# for the interpreter. So the pause between two grows with what the last one took.
+SHORTEST_PAUSE = 2.0
+LONGEST_PAUSE = 10.0
+SHARE = 0.005
 
 
 class Sender:
@@ -43,7 +47,7 @@ class Sender:
         return delivery
 
     def nudge(self) -> None:
-        """Say that something has been written; does not wait."""
+        """Have what has been written sent now, without a pause; does not wait for it."""
         if self._process != os.getpid():
             return  # a forked copy: the parent's thread reads the same files
         with self._changed:
@@ -91,19 +95,22 @@ class Sender:
         return "" if spooled is None else spooled.mark.run_id
 
     def _work(self) -> None:
+        pause = SHORTEST_PAUSE
         while True:
             with self._changed:
                 idle = not self._deliveries
                 if not self._nudged:
-                    self._changed.wait(None if idle else FLUSH_SECONDS)
+                    self._changed.wait(None if idle else pause)
                 self._nudged = False
                 deliveries = list(self._deliveries.values())
+            began = time.thread_time()
             for delivery in deliveries:
                 # Whatever goes wrong with one run must not end the thread for all.
                 with contextlib.suppress(OSError, ValueError):
                     self.deliver(delivery)
                 if delivery.done:
                     self.forget(delivery)
+            pause = min(max(SHORTEST_PAUSE, (time.thread_time() - began) / SHARE), LONGEST_PAUSE)
             with self._changed:
                 self._changed.notify_all()
 

@@ -29,7 +29,6 @@ import math
 import os
 import signal
 import threading
-import time
 from base64 import b64encode
 from collections.abc import Mapping
 from io import BytesIO
@@ -42,7 +41,7 @@ from lrsearch.errors import require_choice
 from lrsearch.tracking import RunStatus
 from lrsearch_integrations.mlflow_api import MlflowException
 from lrsearch_integrations.mlflow_connection import Connection
-from lrsearch_integrations.mlflow_sender import FLUSH_SECONDS, Sender
+from lrsearch_integrations.mlflow_sender import Sender
 from lrsearch_integrations.mlflow_store import (
     StoreError,
     absolute_uri,
@@ -70,7 +69,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike
 
-FLUSH_METRICS = 500
+# So many values are worth a request at once; fewer wait for the sender's next turn.
+FLUSH_METRICS = 1000
 # The longest that a training waits for the store, when a run ends or its id is asked for.
 WAIT_SECONDS = 10.0
 
@@ -187,7 +187,6 @@ class MlflowRun:
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._known_params: set[str] = set()
-        self._nudged_at = time.monotonic()
         self._unsent = 0
         self._nonfinite_steps = 0
         self._last_nonfinite: int | None = None
@@ -232,7 +231,7 @@ class MlflowRun:
             if finite:
                 self._write("m", now, at, finite)
                 self._unsent += len(finite)
-            if self._unsent >= FLUSH_METRICS or time.monotonic() - self._nudged_at >= FLUSH_SECONDS:
+            if self._unsent >= FLUSH_METRICS:
                 self._nudge()
 
     def log_steps(self, losses: ArrayLike, start: int, lr: float) -> None:
@@ -399,8 +398,10 @@ class MlflowRun:
     def _add_files(self, files: Mapping[str, bytes]) -> None:
         with self._lock:
             for name, content in files.items():
+                # Its folder may be gone once the run has ended.
                 with self._forgiving():
-                    self._write("f", name, self._spooled.add_file(content))
+                    kept = "" if self._closed else self._spooled.add_file(content)
+                    self._write("f", name, kept)
             self._nudge()
 
     def _write(self, *record: Any) -> None:
@@ -419,7 +420,7 @@ class MlflowRun:
             self._warn(f"loses what it cannot keep: {error}")
 
     def _nudge(self) -> None:
-        self._unsent, self._nudged_at = 0, time.monotonic()
+        self._unsent = 0
         self._sender.nudge()
 
     def _warn(self, message: str) -> None:

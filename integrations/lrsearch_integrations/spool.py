@@ -195,9 +195,9 @@ class SpooledRun:
     def add_file(self, content: bytes) -> str:
         """Keep the content of an artifact; returns the name that a record can give."""
         folder = self.folder / _FILES
-        folder.mkdir(exist_ok=True)
         name = uuid.uuid4().hex
         try:
+            folder.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
         except OSError as error:
             raise SpoolError(f"cannot write in {folder}: {error.strerror}") from error
