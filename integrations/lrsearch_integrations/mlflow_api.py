@@ -20,7 +20,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 # ruff: noqa: E402  the environment must be set first
-from mlflow import MlflowClient
+from mlflow import MlflowClient, active_run, get_tracking_uri
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
@@ -34,4 +34,6 @@ __all__ = [
     "Param",
     "Run",
     "RunTag",
+    "active_run",
+    "get_tracking_uri",
 ]

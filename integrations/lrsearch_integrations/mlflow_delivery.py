@@ -27,7 +27,7 @@ from lrsearch_integrations.mlflow_api import (
     RunTag,
 )
 from lrsearch_integrations.mlflow_connection import Connection
-from lrsearch_integrations.mlflow_store import experiment_id
+from lrsearch_integrations.mlflow_store import alone, experiment_id
 from lrsearch_integrations.mlflow_values import steps_file
 from lrsearch_integrations.mlflow_view import install_views
 from lrsearch_integrations.spool import SpooledRun
@@ -38,6 +38,11 @@ UID: Final = "lrsearch.trial_uid"
 PARENT: Final = "mlflow.parentRunId"
 # A request that takes longer may have been made more than once, by the client's own retries.
 _DOUBTFUL_SECONDS: Final = 5.0
+# Longer than it takes from a search that finds no run to its creation. Whoever looks again so long
+# after its own creation sees everybody who has not seen it.
+_SETTLE_SECONDS: Final = 2.0
+# How the writer of somebody else's run ends: nothing more comes, and the run stays open.
+LEFT: Final = "left"
 _STATUS: Final = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 _T = TypeVar("_T")
@@ -89,6 +94,11 @@ class Delivery:
         return bool(self._mark.run_id) and self._mark.offset >= self.run.size
 
     @property
+    def unsent(self) -> int:
+        """Bytes that the store does not have."""
+        return max(0, self.run.size - self._mark.offset)
+
+    @property
     def done(self) -> bool:
         """Whether the run is closed and the store has everything."""
         return self._mark.closed and self.up_to_date
@@ -136,20 +146,44 @@ class Delivery:
                 install_views(client, experiment)
         if self._mark.creating:
             self._note(doubtful=True)
-            found = self._twins(experiment)
-            if found:
-                return str(found[0].info.run_id), experiment
-        self._note(creating=True)
-        tags = {**header.tags, UID: header.uid} | ({PARENT: parent} if parent else {})
-        run = client.create_run(
-            experiment, start_time=header.start_time, tags=tags, run_name=header.name
-        )
-        return str(run.info.run_id), experiment
+        # One process at a time looks and creates, where that can be had.
+        with alone(self._connection.uri) if header.key else contextlib.nullcontext(True) as safe:
+            if self._mark.creating or header.key:
+                found = self._twins(experiment)
+                if found:
+                    return self._adopted(found[0]), experiment
+            self._note(creating=True)
+            tags = {**header.tags, UID: self._key} | ({PARENT: parent} if parent else {})
+            run = client.create_run(
+                experiment, start_time=header.start_time, tags=tags, run_name=header.name
+            )
+        run_id = str(run.info.run_id)
+        return run_id if safe or parent else self._settled(run_id, experiment), experiment
+
+    @property
+    def _key(self) -> str:
+        return self.header.key or self.header.uid
+
+    def _adopted(self, run: Run) -> str:
+        """Go on with a run that is there; a study that was over is no longer."""
+        run_id = str(run.info.run_id)
+        if self.header.key and not self.header.parent and run.info.status != "RUNNING":
+            self._connection.client.update_run(run_id, status="RUNNING")
+        return run_id
+
+    def _settled(self, mine: str, experiment: str) -> str:
+        """Agree with processes that were creating the same run meanwhile: the first one counts."""
+        time.sleep(_SETTLE_SECONDS)
+        found = [str(run.info.run_id) for run in self._twins(experiment)]
+        if found and found[0] != mine:
+            self._connection.client.delete_run(mine)
+            return found[0]
+        return mine
 
     def _twins(self, experiment: str) -> list[Run]:
         """Runs of this uid, the first one first: a slow server may have made several."""
         found = self._connection.client.search_runs(
-            [experiment], filter_string=f"tags.`{UID}` = '{self.header.uid}'", max_results=100
+            [experiment], filter_string=f"tags.`{UID}` = '{self._key}'", max_results=100
         )
         return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
 
@@ -216,7 +250,7 @@ class Delivery:
             steps = Path(temporary, "steps.parquet")
             if steps_file(self.run, steps) and not self._upload("curves/steps.parquet", steps):
                 return False
-        if not self._connection.write(
+        if status != LEFT and not self._connection.write(
             lambda: client.set_terminated(run_id, _STATUS[status], end_time), "close a run"
         ):
             return False

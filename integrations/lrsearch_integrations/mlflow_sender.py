@@ -17,6 +17,7 @@ from lrsearch_integrations.spool import Spool, SpooledRun
 SHORTEST_PAUSE = 2.0
 LONGEST_PAUSE = 10.0
 SHARE = 0.005
+DRAIN_SECONDS = 10.0
 
 
 class Sender:
@@ -86,6 +87,21 @@ class Sender:
         """Whether the store has all that was written so far, and ended runs are put away."""
         with self._changed:
             return all(each.up_to_date and not each.done for each in self._deliveries.values())
+
+    def drain(self) -> bool:
+        """Wait until the store has everything, for as long as it gets on; False if it has not."""
+        left = self._unsent
+        while not self.wait(lambda: self.settled, DRAIN_SECONDS):
+            now = self._unsent
+            if self.connection.resting or now >= left:
+                return False
+            left = now
+        return True
+
+    @property
+    def _unsent(self) -> int:
+        with self._changed:
+            return sum(each.unsent for each in self._deliveries.values())
 
     def run_id_of(self, uid: str) -> str:
         """The store's id of a run that is sent from here, or was left here; "" if it has none."""

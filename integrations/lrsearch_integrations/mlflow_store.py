@@ -105,6 +105,21 @@ def prepare_store(uri: str) -> None:
             _set_write_ahead(path)
 
 
+@contextlib.contextmanager
+def alone(uri: str) -> Iterator[bool]:
+    """Hold the lock of a SQLite store; gives False for any other store, which has none.
+
+    Raises:
+        StoreError: if the lock cannot be had.
+    """
+    path = sqlite_path(uri)
+    if path is None:
+        yield False
+        return
+    with explained(uri), _exclusive(path.with_name(f"{path.name}.lock")):
+        yield True
+
+
 def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     """Return the id of the experiment called ``name``, created if absent.
 

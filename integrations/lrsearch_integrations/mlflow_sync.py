@@ -10,7 +10,7 @@ from pathlib import Path
 from lrsearch.errors import LrsearchError
 from lrsearch.tracking import SyncReport
 from lrsearch_integrations.mlflow_connection import Connection
-from lrsearch_integrations.mlflow_delivery import Delivery
+from lrsearch_integrations.mlflow_delivery import LEFT, Delivery
 from lrsearch_integrations.mlflow_sender import Sender
 from lrsearch_integrations.mlflow_store import (
     absolute_uri,
@@ -85,14 +85,35 @@ def sync(sender: Sender, *, patience: float = inf) -> tuple[int, int, int]:
     return sent, left, alive
 
 
+def _may_close(sender: Sender, delivery: Delivery) -> bool:
+    """Whether a run's end is missing; of a study's several writers another may have told it.
+
+    Raises:
+        OSError: if the store does not say.
+    """
+    if not delivery.header.owned or not delivery.header.key:
+        return delivery.header.owned
+    states: list[str] = []
+    sender.connection.write(
+        lambda: states.append(sender.connection.client.get_run(delivery.run_id).info.status),
+        "tell how a run ended",
+    )
+    if not states:
+        raise OSError(sender.connection.trouble)
+    return states[0] == "RUNNING"
+
+
 def _sent(sender: Sender, run: SpooledRun) -> bool:
     try:
         delivery = Delivery(run, sender.connection, sender.run_id_of)
         sender.deliver(delivery)
-        if delivery.up_to_date and not delivery.done and delivery.header.owned:
+        if delivery.up_to_date and not delivery.done:
             run.open()
-            run.write("t", {"lrsearch.trial_state": "FAIL", "lrsearch.reason": ENDED_SILENTLY})
-            run.write("e", "failed", milliseconds())
+            if _may_close(sender, delivery):
+                run.write("t", {"lrsearch.trial_state": "FAIL", "lrsearch.reason": ENDED_SILENTLY})
+                run.write("e", "failed", milliseconds())
+            else:
+                run.write("e", LEFT, milliseconds())
             sender.deliver(delivery)
     except (OSError, ValueError):
         return False

@@ -41,6 +41,7 @@ from lrsearch.errors import require_choice
 from lrsearch.tracking import RunStatus
 from lrsearch_integrations.mlflow_api import MlflowException
 from lrsearch_integrations.mlflow_connection import Connection
+from lrsearch_integrations.mlflow_delivery import LEFT
 from lrsearch_integrations.mlflow_sender import Sender
 from lrsearch_integrations.mlflow_store import (
     StoreError,
@@ -212,14 +213,16 @@ class MlflowRun:
         """The store that holds the run."""
         return self._sender.connection.uri
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record values at a step.
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int, *, timestamp: int | None = None
+    ) -> None:
+        """Record values at a step; their time is now unless given, in milliseconds since 1970.
 
         Values that are not finite are counted (tag ``lrsearch.nonfinite_steps``) and not sent,
         because SQL stores replace them and the UI then hides the curve; the first in a training
         metric is recorded as ``diverged_at_step``.
         """
-        now, at = milliseconds(), int(step)
+        now, at = milliseconds() if timestamp is None else timestamp, int(step)
         finite: dict[str, float] = {}
         with self._lock:
             for key, given in metrics.items():
@@ -326,12 +329,17 @@ class MlflowRun:
             lambda: self._delivery.up_to_date or self._delivery.done, WAIT_SECONDS
         )
 
-    def finish(self, status: RunStatus) -> None:
+    def finish(self, status: RunStatus, *, end_time: int | None = None, wait: bool = True) -> None:
         """Close the run: FINISHED, KILLED (pruned) or FAILED.
 
         The tag ``lrsearch.trial_state`` tells them apart in Optuna's words. Waits until the store
         has everything, at most ``WAIT_SECONDS``, and not at all while it does not answer. A second
-        call does nothing.
+        call does nothing. A run that somebody else has opened stays open.
+
+        Args:
+            status: how the run ended.
+            end_time: when it ended, in milliseconds since 1970; None means now.
+            wait: False for a caller who waits for many runs at once, later.
 
         Raises:
             InvalidArgumentError: if the status is not one of ``RunStatus``.
@@ -340,10 +348,15 @@ class MlflowRun:
         with self._lock:
             if self._closed:
                 return
-            self._write("t", {"lrsearch.trial_state": _STATE[status]})
-            self._write("e", status, milliseconds())
+            if self._header.owned:
+                self._write("t", {"lrsearch.trial_state": _STATE[status]})
+            end = milliseconds() if end_time is None else end_time
+            self._write("e", status if self._header.owned else LEFT, end)
             self._closed = True
             _open_runs.discard(self)
+        if not wait:
+            self._nudge()
+            return
         # A study ends when its trials are told, too.
         alone = bool(self._header.parent)
         if not self._sender.wait(
@@ -439,10 +452,7 @@ class MlflowRun:
     def _close_at_exit(self) -> None:
         if self._process != os.getpid():
             return  # a forked copy: the run belongs to the parent process
-        if self._header.owned:
-            self.finish("failed")
-        elif not self.flush():
-            self._tell_what_is_left()
+        self.finish("failed")
 
 
 _open_runs: set[MlflowRun] = set()

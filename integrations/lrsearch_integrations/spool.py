@@ -44,6 +44,10 @@ class SpoolError(LrsearchError, OSError):
     """The spool cannot be written."""
 
 
+class RunTakenError(SpoolError):
+    """A living process writes this run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """Who a run is.
@@ -59,6 +63,8 @@ class Header:
         parent_run_id: the store's id of that run, where it is known.
         run_id: the store's id of this run, where it existed before; "" if it is to be created.
         owned: whether whoever writes also closes it.
+        key: name of a run that several processes write, each in a spooled run of its own; the store
+            is searched for it before it is created. "" where ``uid`` is all there is.
     """
 
     uid: str
@@ -71,6 +77,7 @@ class Header:
     parent_run_id: str = ""
     run_id: str = ""
     owned: bool = True
+    key: str = ""
     version: int = _VERSION
 
 
@@ -281,7 +288,7 @@ class Spool:
         try:
             run.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if not run.acquire():
-                raise SpoolError(f"the run {header.uid!r} is written by another process")
+                raise RunTakenError(f"the run {header.uid!r} is written by another process")
             if not (run.folder / _HEADER).exists():
                 _write_whole(run.folder / _HEADER, json.dumps(asdict(header)))
             elif run.mark.closed:

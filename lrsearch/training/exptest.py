@@ -272,6 +272,8 @@ class ExpTest:
             if self._curve is not None and self._recorder is not None:
                 # The losses since the last window, which nobody judges.
                 self._curve.extend(self._recorder.values(), self._state.start, self.lr)
+            # Trackers that send in the background are given the time to end with the training.
+            getattr(self._tracker, "flush", lambda: None)()
             self._state = replace(self._state, stopped=True)
             self._sums = None
             self._steady = Decision("stop", self.lr, None, decision.reason)
