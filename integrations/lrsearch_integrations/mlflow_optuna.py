@@ -47,6 +47,9 @@ from lrsearch_integrations.mlflow_tracker import MlflowRun, attach_run
 from lrsearch_integrations.optuna_words import STATUS, study_key
 from lrsearch_integrations.spool import RunTakenError, Spool
 
+# How often a study's last state is written again, while other processes go on with it.
+_REFRESHES = 3
+
 logger = logging.getLogger("lrsearch")
 
 
@@ -208,8 +211,9 @@ class MLflowTracker:
         for log in logs.values():
             with self._forgiving():
                 log.complete()
-        if logs:
-            self._sender.drain()
+        for _ in range(_REFRESHES):
+            if not (logs and self._sender.drain() and self._refresh(list(logs.values()))):
+                break
         for log in logs.values():
             log.run.finish(status)
 
@@ -228,6 +232,15 @@ class MLflowTracker:
             for log in list(self._logs.values()):
                 self.record(log.study)
         self.close("complete" if kind is None else "failed")
+
+    def _refresh(self, logs: list[StudyLog]) -> bool:
+        """Whether some study has gone on while its last state was on its way."""
+        outdated = []
+        with self._forgiving():
+            outdated = [log for log in logs if log.outdated]
+            for log in outdated:
+                log.refresh()
+        return bool(outdated)
 
     def _open(self) -> Sender:
         spool = Spool(spool_folder(self._uri))

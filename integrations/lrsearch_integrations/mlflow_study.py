@@ -69,7 +69,7 @@ class StudyLog:
         self._lock = threading.RLock()
         self._open: dict[str, tuple[MlflowRun, int]] = {}
         self._done: set[str] = set()
-        self._shown_at = 0.0
+        self._shown_at, self._shown = 0.0, 0
         about = study_tags(study)
         self._method = {"lrsearch.method": about["lrsearch.method"]}
         own = {"lrsearch.kind": "study", **tags}
@@ -131,16 +131,17 @@ class StudyLog:
                 return
             self._shown_at = time.monotonic()
         trials = study.get_trials(deepcopy=False)
+        self._shown = _finished(trials)
         tags: dict[str, object] = {**counts(trials)}
         if now or len(study.directions) == 1:  # a Pareto front takes long to find
             metrics, more = best(study)
             tags |= more
             if metrics:
-                self.run.log_metrics(metrics, sum(trial.state in STATUS for trial in trials))
+                self.run.log_metrics(metrics, self._shown)
         self.run.set_tags(tags)
 
     def complete(self) -> None:
-        """Write the last state of the study, and end the trials that nobody has ended."""
+        """End the trials that nobody has ended, and write the last state of the study."""
         trials = self.study.get_trials(deepcopy=False)
         finished = {trial.number: trial for trial in trials if trial.state in STATUS}
         with self._lock:
@@ -153,8 +154,20 @@ class StudyLog:
                 run.set_tags({"lrsearch.reason": "the study ended before the trial"})
                 run.finish("failed", wait=False)
         if trials:
-            self.show(self.study, now=True)
-            self.run.log_table("study", table(self.study))
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Write the present state of the study, with the table of its trials."""
+        self.show(self.study, now=True)
+        self.run.log_table("study", table(self.study))
+
+    @property
+    def outdated(self) -> bool:
+        """Whether other processes have ended trials since the state was written.
+
+        Theirs may have reached the store before this process's older one, and be gone.
+        """
+        return self._shown != _finished(self.study.get_trials(deepcopy=False))
 
     def stored(self) -> set[str]:
         """Keys of the trials that the store has whole; none while it does not answer."""
@@ -207,3 +220,7 @@ class StudyLog:
             start_time=milliseconds() if start is None else start,
             parent=parent,
         )
+
+
+def _finished(trials: list[FrozenTrial]) -> int:
+    return sum(trial.state in STATUS for trial in trials)
