@@ -36,6 +36,7 @@ from lrsearch_integrations.mlflow_connection import Connection
 from lrsearch_integrations.mlflow_sender import Sender
 from lrsearch_integrations.mlflow_store import (
     absolute_uri,
+    context_tags,
     default_tracking_uri,
     open_client,
     shown,
@@ -244,6 +245,7 @@ class MLflowTracker:
 
     def _open(self) -> Sender:
         spool = Spool(spool_folder(self._uri))
+        context_tags()  # asks git, which takes long: not while a trial waits
         return Sender(Connection(open_client(self._uri), self._uri), spool)
 
     def _log(self, study: optuna.Study) -> StudyLog:
