@@ -121,7 +121,9 @@ def test_a_plain_loop_logs_into_the_users_own_run(store_uri: str, tmp_path: Path
             with MLflowTracker.active() as again:
                 again.log_steps([1.0, 2.0], 0, 0.1)
             assert client.get_run(active.info.run_id).info.status == "RUNNING"
-            assert mlflow.active_run().info.run_id == active.info.run_id
+            still = mlflow.active_run()
+            assert still is not None
+            assert still.info.run_id == active.info.run_id
             assert mlflow.get_tracking_uri() == store_uri
             path = client.download_artifacts(
                 active.info.run_id, "curves/steps.parquet", str(tmp_path)
