@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 RunStatus = Literal["complete", "pruned", "failed"]
 
 
-class RunTracker(Protocol):
+class StepTracker(Protocol):
+    """What a training tells while it runs."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record values at a step (gradient steps, counted from 0)."""
+
+    def log_steps(self, losses: ArrayLike, start: int, lr: float) -> None:
+        """Keep the loss of every step from ``start`` on, shape (steps,), for a table at the end."""
+
+
+class RunTracker(StepTracker, Protocol):
     """One run of an experiment tracker: a study, or one of its trials.
 
     Calls never raise because of the tracker's own troubles and never wait for each value: an
@@ -36,12 +46,6 @@ class RunTracker(Protocol):
     @property
     def tracking_uri(self) -> str:
         """The store that holds the run ("" if nothing is recorded)."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record values at a step (gradient steps, counted from 0)."""
-
-    def log_steps(self, losses: ArrayLike, start: int, lr: float) -> None:
-        """Keep the loss of every step from ``start`` on, shape (steps,), for a table at the end."""
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record settings; each key once."""
@@ -130,8 +134,12 @@ class OpenStudyRun(Protocol):
         name: str,
         tracking_uri: str | None = None,
         tags: Mapping[str, object] | None = None,
+        uid: str | None = None,
     ) -> RunTracker:
-        """Open a run called ``name`` in ``experiment`` of the store at ``tracking_uri``."""
+        """Open a run called ``name`` in ``experiment`` of the store at ``tracking_uri``.
+
+        ``uid`` is a name of the caller's own, by which a later process goes on with the same run.
+        """
 
 
 class ServeUi(Protocol):

@@ -52,6 +52,11 @@ class WindowStats:
     reason: str
 
     @property
+    def log10_pvalue(self) -> float:
+        """Of a p-value too small to chart; -300 where it is zero."""
+        return log10(max(self.pvalue, 1e-300)) if isfinite(self.pvalue) else self.pvalue
+
+    @property
     def last_step(self) -> int:
         """Step of the window's last loss."""
         return max(self.stop - 1, 0)
@@ -65,7 +70,7 @@ class WindowStats:
         metrics = {
             "window/f_statistic": self.f_statistic,
             "window/pvalue": self.pvalue,
-            "window/log10_pvalue": log10(max(self.pvalue, 1e-300)),
+            "window/log10_pvalue": self.log10_pvalue,
             "window/slope": self.slope,
             "window/t_statistic": self.t_statistic,
             "window/length": float(self.stop - self.start),

@@ -148,7 +148,7 @@ class Delivery:
             self._note(doubtful=True)
         # One process at a time looks and creates, where that can be had.
         with alone(self._connection.uri) if header.key else contextlib.nullcontext(True) as safe:
-            if self._mark.creating or header.key:
+            if self._mark.creating or header.key or header.named:
                 found = self._twins(experiment)
                 if found:
                     return self._adopted(found[0]), experiment
@@ -165,9 +165,10 @@ class Delivery:
         return self.header.key or self.header.uid
 
     def _adopted(self, run: Run) -> str:
-        """Go on with a run that is there; a study that was over is no longer."""
-        run_id = str(run.info.run_id)
-        if self.header.key and not self.header.parent and run.info.status != "RUNNING":
+        """Go on with a run that is there; one that was over is no longer."""
+        run_id, header = str(run.info.run_id), self.header
+        goes_on = header.named or (header.key and not header.parent)
+        if goes_on and run.info.status != "RUNNING":
             self._connection.client.update_run(run_id, status="RUNNING")
         return run_id
 

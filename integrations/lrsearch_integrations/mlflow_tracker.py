@@ -101,7 +101,8 @@ def open_study_run(
         name: how the run is shown.
         tracking_uri: the store; None means ``MLFLOW_TRACKING_URI``, else ``./mlruns/mlflow.db``.
         tags: short texts; ``lrsearch.kind`` is "study" unless given.
-        uid: a name of the caller's own, by which a later process goes on with the same run.
+        uid: a name of the caller's own, by which a later process goes on with the same run; another
+            one that is still at it may be joined.
 
     Raises:
         StoreError: if the address is not that of a store, or the store refuses; one line that names
@@ -111,7 +112,15 @@ def open_study_run(
     uri = default_tracking_uri() if tracking_uri is None else absolute_uri(tracking_uri)
     sender = Sender(Connection(open_client(uri), uri), Spool(spool_folder(uri)))
     given = {"lrsearch.kind": "study", **(tags or {})}
-    run = _begin(sender, experiment, name, given, uid=uid)
+    try:
+        run = _begin(sender, experiment, name, given, uid=uid)
+    except SpoolError:
+        # Another process of the same study holds this run: write beside it.
+        shared = "" if uid is None else _await_run_id(sender.spool, uid)
+        if not shared:
+            raise
+        beside = f"{uid}-{new_uid()[:8]}"
+        run = _begin(sender, experiment, name, {}, uid=beside, run_id=shared, owned=False)
     run.require_store()
     threading.Thread(target=sync, args=(sender,), kwargs={"patience": 60.0}, daemon=True).start()
     return run
@@ -158,6 +167,8 @@ def _begin(
     uid: str | None = None,
     parent: str = "",
     parent_run_id: str = "",
+    run_id: str = "",
+    owned: bool = True,
 ) -> MlflowRun:
     header = Header(
         uid=uid or new_uid(),
@@ -168,8 +179,21 @@ def _begin(
         start_time=milliseconds(),
         parent=parent,
         parent_run_id=parent_run_id,
+        run_id=run_id,
+        owned=owned,
+        named=uid is not None and not run_id,
     )
     return MlflowRun(sender, header)
+
+
+def _await_run_id(spool: Spool, uid: str) -> str:
+    """The store's id of a run that another process has just opened, or is about to; "" if none."""
+    end = time.monotonic() + WAIT_SECONDS
+    while (other := spool.find(uid)) is not None:
+        if other.mark.run_id or time.monotonic() > end:
+            return other.mark.run_id
+        time.sleep(0.05)
+    return ""
 
 
 class MlflowRun:

@@ -65,6 +65,7 @@ class Header:
         owned: whether whoever writes also closes it.
         key: name of a run that several processes write, each in a spooled run of its own; the store
             is searched for it before it is created. "" where ``uid`` is all there is.
+        named: whether the uid is the caller's own, so that the store may have the run already.
     """
 
     uid: str
@@ -78,6 +79,7 @@ class Header:
     run_id: str = ""
     owned: bool = True
     key: str = ""
+    named: bool = False
     version: int = _VERSION
 
 

@@ -26,7 +26,7 @@ def demo(options: Namespace) -> int:
     from lrsearch.cli.progress import TerminalWatcher
     from lrsearch.cli.tables import comparison, ladder
     from lrsearch.engine import search as run_search
-    from lrsearch.engine.comparing import comparison_table
+    from lrsearch.engine.comparing import comparison_table, record_comparison
 
     _say(f"lrsearch demo: ExpTest studies on {DEMO_TASK}, each next to its nine-point grid")
     results: list[SearchResult] = []
@@ -38,6 +38,7 @@ def demo(options: Namespace) -> int:
                         DEMO_TASK, method=method, seed=seed, watcher=watcher, **_tracking(options)
                     )
                 )
+    record_comparison(results, **_tracking(options))
     table = comparison_table(results)
     if options.json:
         _write_json(options.json, _comparison_json(table))

@@ -97,3 +97,17 @@ def _walk(settings: ExpTestSettings, values: NDArray[np.float64], lr: float) -> 
     if broken is not None:
         seen = values[state.start : broken + 1]
         yield diverged(settings, state, seen, lr * state.factor)[1]
+
+
+def level_of(
+    window: WindowStats, windows: Sequence[WindowStats], settings: ExpTestSettings
+) -> float:
+    """Level at which a look was tested; the looks at one window share alpha.
+
+    Args:
+        window: the look.
+        windows: all looks of the run.
+        settings: of the machine.
+    """
+    earlier = [each for each in windows if each.start == window.start and each.index < window.index]
+    return settings.level(len(earlier))

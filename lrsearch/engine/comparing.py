@@ -8,9 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from lrsearch.engine.drawing import log_comparison
 from lrsearch.engine.methods import METHODS
+from lrsearch.engine.record import open_run
 from lrsearch.engine.result import SearchResult
-from lrsearch.engine.running import as_task, search
+from lrsearch.engine.running import EXPERIMENT, as_task, search
 from lrsearch.errors import InvalidArgumentError, InvalidTypeError, require_choice, require_whole
 from lrsearch.training.task import TrainingTask
 
@@ -70,7 +72,44 @@ def compare(
         for seed in range(seeds)
         for method in methods
     ]
+    named = ("tracker", "tracking_uri", "experiment")
+    record_comparison(results, **{key: options[key] for key in named if key in options})
     return comparison_table(results)
+
+
+def record_comparison(
+    results: Sequence[SearchResult],
+    *,
+    tracker: str = "auto",
+    tracking_uri: str | None = None,
+    experiment: str = EXPERIMENT,
+) -> None:
+    """Leave table and figure of a comparison with the tracker, in a run of kind "comparison".
+
+    It lies beside the studies, in their experiment, and names their runs in ``lrsearch.studies``.
+
+    Args:
+        results: of the studies; nothing happens if they are not recorded.
+        tracker, tracking_uri, experiment: where to, as for ``search``.
+    """
+    if not any(result.run_id for result in results):
+        return
+    methods = list(dict.fromkeys(result.method for result in results))
+    task = results[0].task
+    name = f"{task}: {' and '.join(methods)}"
+    run = open_run(tracker, experiment, name, tracking_uri, ",".join(methods), kind="comparison")
+    finished = False
+    try:
+        seeds = sorted({result.seed for result in results})
+        run.log_params({"task": task, "seeds": ",".join(map(str, seeds))})
+        run.set_tags({"lrsearch.studies": ",".join(result.run_id for result in results)})
+        table = comparison_table(results)
+        run.log_table("comparison", table)
+        run.log_table("summary", summary(table))
+        log_comparison(run, results)
+        finished = True
+    finally:
+        run.finish("complete" if finished else "failed")
 
 
 def _options_of(method: str, methods: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:

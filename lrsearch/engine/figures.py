@@ -29,6 +29,7 @@ def replay_figure(replay: Replay, *, title: str = "") -> Figure:
         levels=[replay.level(window) for window in replay.windows],
         mode=replay.settings.mode,
         needed=replay.needed,
+        carried_out=False,
     )
     lines = [fill(line, _TITLE_WIDTH) for line in title.splitlines()]
     return loss_figure(curve, title="\n".join(lines))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lrsearch.stats.convergence import Mode
-from lrsearch.tracking import RunTracker
+from lrsearch.tracking import StepTracker
 from lrsearch.training.lipschitz import LipschitzEstimate, LipschitzLR
 from lrsearch.training.loop import MOMENTUM, build_model, first_batch, make_optimizer, rate_of
 from lrsearch.training.task import TaskData, TrainingTask
@@ -82,7 +82,7 @@ class RenewedRate:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         unit: float,
-        tracker: RunTracker,
+        tracker: StepTracker,
     ) -> None:
         self._optimizer = optimizer
         multiplier = rate_of(optimizer) / unit

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite, nan
 from typing import Any
 
 import optuna
 import pandas as pd
 
 from lrsearch.controllers.exptest import ExpTestSettings
+from lrsearch.engine.drawing import LOSS, KeptCurve, log_picture
 from lrsearch.engine.lipschitz import RenewedRate
 from lrsearch.engine.methods import LR, TRY_EPOCHS, Plan
 from lrsearch.engine.progress import SearchWatcher
-from lrsearch.engine.record import estimate_metrics
+from lrsearch.engine.provenance import DataRecord
+from lrsearch.engine.record import estimate_metrics, log_failure
 from lrsearch.engine.result import FINAL_RATE, OUTCOME, SECONDS, STEPS, windows_row
 from lrsearch.engine.start import Start
+from lrsearch.figures.description import Figure
 from lrsearch.stats.series import FloatArray
 from lrsearch.studies.attributes import MULTIPLIER, PVALUE, REASON, STOP_REASON
-from lrsearch.tracking import RunStatus, RunTracker
+from lrsearch.tracking import RunStatus, RunTracker, StepTracker
 from lrsearch.training.curve import CurveLog
 from lrsearch.training.exptest import ExpTest
 from lrsearch.training.loop import (
@@ -52,7 +55,10 @@ class Objective:
         method: its name.
         watcher: is told how it goes.
         start: where the search starts.
+        uid: the name of the study's run; each trial's has its number behind it.
+        seen: how a tracker calls the data; None if nothing is recorded.
         windows: rows of the windows that were judged.
+        chosen_figure: of the best trial so far, if this process trained it and it has one.
     """
 
     task: TrainingTask
@@ -65,7 +71,11 @@ class Objective:
     method: str
     watcher: SearchWatcher
     start: Start
+    uid: str = ""
+    seen: DataRecord | None = None
     windows: list[dict[str, Any]] = field(default_factory=list)
+    chosen_figure: Figure | None = None
+    _chosen_loss: float = inf
 
     def __call__(self, trial: optuna.Trial) -> float:
         """Train once; returns the validation loss.
@@ -77,8 +87,11 @@ class Objective:
         run = self.run.child(
             f"{self.name_of(trial)}, seed {self.seed}",
             tags={"lrsearch.kind": self.kind, "lrsearch.method": self.method},
+            uid=f"{self.uid}-{trial.number}" if self.uid else None,
         )
         run.log_params({"lr": rate, "number": trial.number, "seed": self.seed})
+        if self.seen is not None:
+            run.log_input(self.seen.name, self.seen.digest, profile=self.seen.profile)
         self.watcher.trial_started(self.name_of(trial), rate, self.steps_of(trial))
         status: RunStatus = "failed"
         attempt: _Attempt | None = None
@@ -91,6 +104,9 @@ class Objective:
             return outcome.validation.loss
         except optuna.TrialPruned:
             status = "pruned"
+            raise
+        except Exception as error:
+            trial.set_user_attr(REASON, log_failure(run, error))
             raise
         finally:
             if attempt is None:  # the user's model could not be built
@@ -107,6 +123,11 @@ class Objective:
         """Gradient steps that a trial has before it."""
         epochs = min(TRY_EPOCHS, self.task.epochs) if is_try(trial) else self.task.epochs
         return steps_per_epoch(self.task, self.data) * epochs
+
+    def keep_figure(self, figure: Figure, loss: float) -> None:
+        """Hold on to the figure of a completed trial if its validation loss is the best so far."""
+        if loss < self._chosen_loss:
+            self.chosen_figure, self._chosen_loss = figure, loss
 
     def _end_after(self, trial: optuna.Trial, rate: float) -> None:
         """The best try has been trained in full: nothing is left to do."""
@@ -131,6 +152,13 @@ class _Attempt:
         task, data = objective.task, objective.data
         self._model = build_model(task, data, objective.seed)
         self._optimizer = make_optimizer(task.optimizer, list(self._model.parameters()), rate)
+        self._kept = KeptCurve(run)
+        self._drawn = objective.seen is not None and (
+            objective.plan.controlled or objective.plan.renewed
+        )
+        # Only what is drawn is kept.
+        teller: StepTracker = self._kept if self._drawn else run
+        self._validation_loss = nan
         self._controller: ExpTest | None = None
         if objective.plan.controlled:
             self._controller = ExpTest(
@@ -142,7 +170,7 @@ class _Attempt:
                 trial=trial,
                 full_batch=objective.settings.full_batch,
                 total_steps=objective.settings.total_steps,
-                tracker=run,
+                tracker=teller,
             )
         self._renewed: RenewedRate | None = None
         if objective.plan.renewed:
@@ -157,7 +185,7 @@ class _Attempt:
                 unit=objective.start.rate,
                 tracker=run,
             )
-        self._curve = CurveLog(run, objective.steps_of(trial))
+        self._curve = CurveLog(teller, objective.steps_of(trial))
         self._steps = 0
         self._began = time.perf_counter()
 
@@ -182,6 +210,7 @@ class _Attempt:
             self._trial.set_user_attr(REASON, "diverged")
             self._trial.set_user_attr(PVALUE, 1.0)
             raise optuna.TrialPruned("diverged")
+        self._validation_loss = outcome.validation.loss
         metric = task.metric
         self._run.log_metrics(
             {
@@ -223,6 +252,7 @@ class _Attempt:
             rows = [windows_row(number, window) for window in self._controller.windows]
             objective.windows.extend(rows)
             self._run.log_table("windows", pd.DataFrame(rows))
+            self._run.set_tags({"lrsearch.decision": self._controller.windows[-1].decision})
         reason = str(self._trial.user_attrs.get(REASON, ""))
         # The rate once more, so that its line reaches the end of the chart.
         rate = rate_of(self._optimizer)
@@ -230,8 +260,25 @@ class _Attempt:
         self._run.log_metrics(last, step=self._steps)
         if reason:
             self._run.set_tags({"lrsearch.reason": reason})
+        if self._drawn:
+            self._draw(status, reason)
         self._run.finish(status)
         objective.watcher.trial_ended(objective.name_of(self._trial), status, reason)
+
+    def _draw(self, status: RunStatus, reason: str) -> None:
+        objective = self._objective
+        windows = [] if self._controller is None else self._controller.windows
+        rate = self._trial.params[LR]
+        words = f"{status}: {reason}" if reason else status
+        title = (
+            f"{objective.task.name}, {objective.name_of(self._trial)}, seed {objective.seed}\n"
+            f"lr = {rate:.4g}, {self._steps:,} steps, {words}"
+        )
+        figure = self._kept.figure(windows, objective.settings, title)
+        if figure is not None:
+            log_picture(self._run, LOSS, figure)
+            if status == "complete":
+                objective.keep_figure(figure, self._validation_loss)
 
     def stepped(self) -> None:
         """Charge a gradient step."""

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-import platform
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from math import isfinite
 
-import numpy as np
 import optuna
-import torch
 
 from lrsearch.controllers.exptest import ExpTestSettings
+from lrsearch.engine.provenance import DataRecord, machine, versions
 from lrsearch.engine.result import SearchResult
 from lrsearch.engine.start import Start
 from lrsearch.errors import MissingPackageError
 from lrsearch.tracking import NullRun, RunTracker, find_tracker
 from lrsearch.training.lipschitz import LipschitzEstimate
 from lrsearch.training.task import TaskData, TrainingTask
-from lrsearch.version import __version__
+
+_LINE = 300
 
 
 def open_run(
-    tracker: str, experiment: str, name: str, tracking_uri: str | None, method: str
+    tracker: str,
+    experiment: str,
+    name: str,
+    tracking_uri: str | None,
+    method: str,
+    *,
+    kind: str = "study",
+    uid: str | None = None,
 ) -> RunTracker:
-    """The run of a study: of the named tracker, of MLflow if it is installed ("auto"), or none."""
+    """The run of a study: of the named tracker, of MLflow if it is installed ("auto"), or none.
+
+    A study that goes on in another process goes on with the run of its ``uid``.
+    """
     if tracker == "none":
         return NullRun()
     try:
@@ -37,7 +47,8 @@ def open_run(
         experiment=experiment,
         name=name,
         tracking_uri=tracking_uri,
-        tags={"lrsearch.kind": "study", "lrsearch.method": method},
+        tags={"lrsearch.kind": kind, "lrsearch.method": method},
+        uid=uid,
     )
 
 
@@ -45,13 +56,24 @@ def describe(
     run: RunTracker,
     task: TrainingTask,
     data: TaskData,
+    seen: DataRecord | None,
     settings: ExpTestSettings,
     start: Start,
     method: str,
     seed: int,
     multipliers: Sequence[float] | None,
+    *,
+    resumed: bool,
 ) -> None:
     """What was asked, on which data, with which versions, and where it starts."""
+    if seen is None:  # nothing is recorded
+        return
+    used = {**versions(), **machine(data)}
+    if resumed:  # a parameter keeps its first value, and these may have changed since
+        run.set_tags({"lrsearch.resumed_with": used})
+    else:
+        run.log_params(used)
+    run.log_input(seen.name, seen.digest, profile=seen.profile)
     run.log_params(
         {
             "task": task.name,
@@ -69,12 +91,6 @@ def describe(
             "total_steps": settings.total_steps,
             "start": start.kind,
             "bound_method": start.how,
-            "lrsearch": __version__,
-            "torch": torch.__version__,
-            "optuna": optuna.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "device": str(data.train.inputs.device),
         }
     )
     if multipliers is not None:
@@ -88,6 +104,15 @@ def describe(
     run.log_metrics(metrics, step=0)
     if start.note:
         run.set_tags({"lrsearch.start_note": start.note})
+
+
+def log_failure(run: RunTracker, error: BaseException) -> str:
+    """Keep the traceback of what ended a run; returns it in one line."""
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    line = words if len(words) <= _LINE else f"{words[: _LINE - 1]}…"
+    run.log_text("error.txt", "".join(traceback.format_exception(error)))
+    run.set_tags({"lrsearch.reason": line})
+    return line
 
 
 def estimate_metrics(estimate: LipschitzEstimate) -> dict[str, float]:
@@ -110,6 +135,7 @@ def report(run: RunTracker, result: SearchResult, study: optuna.Study) -> None:
         "val/loss": result.val_loss,
         "steps": result.steps,
         "seconds": result.seconds,
+        "trials": len(result.trials),
     }
     # No answer is no divergence: a tracker would note NaN as one.
     run.log_metrics({key: value for key, value in answer.items() if isfinite(value)}, step=0)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from lrsearch.controllers.exptest import ExpTestSettings
-from lrsearch.controllers.replay import first_look, replay
+from lrsearch.controllers.replay import first_look, level_of, replay
 from lrsearch.engine.result import finite
 from lrsearch.errors import (
     InvalidArgumentError,
@@ -67,8 +67,7 @@ class Replay:
 
     def level(self, window: WindowStats) -> float:
         """Level at which a window was tested: the looks at a window share alpha."""
-        earlier = [w for w in self.windows if w.start == window.start and w.index < window.index]
-        return self.settings.level(len(earlier))
+        return level_of(window, self.windows, self.settings)
 
     @property
     def verdict(self) -> Verdict:

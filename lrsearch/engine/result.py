@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lrsearch.engine.methods import LR
 from lrsearch.studies.attributes import PVALUE, REASON
 from lrsearch.training.task import TrainingTask
+from lrsearch.windows import WindowStats
 
 # Trial attributes of the engine, beside those that samplers and recorders write.
 OUTCOME = "lrsearch:outcome"
@@ -168,6 +169,6 @@ def _outcome(trial: FrozenTrial) -> dict[str, Any] | None:
     return outcome if isinstance(outcome, dict) else None
 
 
-def windows_row(trial: int, window: Any) -> dict[str, Any]:
+def windows_row(trial: int, window: WindowStats) -> dict[str, Any]:
     """A judged window as a row of the windows table."""
-    return {"trial": trial, **asdict(window)}
+    return {"trial": trial, **window.as_dict(), "log10_pvalue": window.log10_pvalue}

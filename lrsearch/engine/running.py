@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
@@ -13,11 +14,13 @@ import pandas as pd
 from optuna.trial import TrialState
 
 from lrsearch.controllers.exptest import ExpTestSettings
+from lrsearch.engine.drawing import log_study
 from lrsearch.engine.lipschitz import default_multipliers
 from lrsearch.engine.methods import METHODS, Plan, make_plan
 from lrsearch.engine.objective import Objective
 from lrsearch.engine.progress import SearchWatcher, SilentWatcher
-from lrsearch.engine.record import describe, open_run, report
+from lrsearch.engine.provenance import data_record
+from lrsearch.engine.record import describe, log_failure, open_run, report
 from lrsearch.engine.result import (
     SearchResult,
     choose,
@@ -25,7 +28,7 @@ from lrsearch.engine.result import (
     trials_table,
 )
 from lrsearch.engine.start import checked_start, find_start
-from lrsearch.engine.storage import claim, open_study, quiet_optuna
+from lrsearch.engine.storage import RUN_UID, claim, kept_uid, open_study, quiet_optuna
 from lrsearch.errors import (
     InvalidArgumentError,
     InvalidTypeError,
@@ -36,7 +39,7 @@ from lrsearch.errors import (
 from lrsearch.stats.convergence import Mode
 from lrsearch.studies.attributes import STOP_REASON
 from lrsearch.tasks import resolve_task
-from lrsearch.tracking import RunTracker
+from lrsearch.tracking import NullRun, RunTracker
 from lrsearch.training.loop import steps_per_epoch
 from lrsearch.training.task import TaskData, TrainingTask
 
@@ -151,7 +154,12 @@ def search(
     prepared = time.perf_counter() - began
     # The tracker first: if its store cannot be opened, no study's name is taken.
     title = f"{chosen.name} {method} seed {seed}"
-    run = open_run(tracker, experiment, title, tracking_uri, method)
+    uid = kept_uid(study_name, storage) if resume else None
+    resumed = uid is not None
+    uid = uid or uuid.uuid4().hex
+    run = open_run(tracker, experiment, title, tracking_uri, method, uid=uid)
+    recorded = not isinstance(run, NullRun)
+    seen = data_record(data) if recorded else None
     objective = Objective(
         task=chosen,
         data=data,
@@ -163,6 +171,8 @@ def search(
         method=method,
         watcher=told,
         start=top,
+        uid=uid,
+        seen=seen,
     )
     # The bound is part of the price; the tracker's one-off start is not.
     began = time.perf_counter() - prepared
@@ -170,14 +180,21 @@ def search(
     try:
         study = open_study(plan, name=study_name, storage=storage, resume=resume)
         claim(study, chosen, settings, method, seed, start=begin, multipliers=factors)
-        describe(run, chosen, data, settings, top, method, seed, factors)
+        if recorded and not resumed:
+            study.set_user_attr(RUN_UID, uid)
+        describe(run, chosen, data, seen, settings, top, method, seed, factors, resumed=resumed)
         left = _trials_left(plan, study)
         if left > 0 and STOP_REASON not in study.user_attrs:
             with quiet_optuna():
                 study.optimize(objective, n_trials=left)
         result = _result(objective, study, run, time.perf_counter() - began)
         report(run, result, study)
+        if recorded:
+            log_study(run, result, top, objective.chosen_figure)
         finished = True
+    except Exception as error:
+        log_failure(run, error)
+        raise
     finally:
         run.finish("complete" if finished else "failed")
     return result

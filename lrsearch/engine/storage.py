@@ -17,6 +17,23 @@ ASKED = "lrsearch:asked"
 """Study: what it was begun for."""
 
 
+RUN_UID = "lrsearch:run_uid"
+"""Study: name of its run in the tracker, by which a later process goes on with the same run."""
+
+
+def kept_uid(name: str | None, storage: str | None) -> str | None:
+    """``RUN_UID`` of a study that was kept; None if there is no such study, or it has none."""
+    if name is None or storage is None:
+        return None
+    try:
+        with quiet_optuna():
+            study = optuna.load_study(study_name=name, storage=storage)
+    except Exception:  # it is opened in earnest later, where the reason is told
+        return None
+    uid = study.user_attrs.get(RUN_UID)
+    return uid if isinstance(uid, str) else None
+
+
 def open_study(plan: Plan, *, name: str | None, storage: str | None, resume: bool) -> optuna.Study:
     """The study of a plan, new or resumed.
 

@@ -50,6 +50,7 @@ class JudgedCurve:
         mode: of ExpTest.
         needed: gradient steps that the first look needs.
         rates: step and learning rate wherever the rate changes, and at the end.
+        carried_out: whether the decisions were; if not, a decay only would have been.
     """
 
     steps: FloatArray
@@ -59,6 +60,7 @@ class JudgedCurve:
     mode: Mode
     needed: int = 0
     rates: Sequence[tuple[float, float]] = ()
+    carried_out: bool = True
 
 
 def loss_figure(curve: JudgedCurve, *, title: str = "") -> Figure:
@@ -104,7 +106,7 @@ def training_figure(curve: JudgedCurve, *, title: str = "") -> Figure:
         if np.isfinite(window.pvalue)
     ]
     if tested:
-        panels.append(_pvalues(tested, ends))
+        panels.append(_pvalues(curve, tested, ends))
     if curve.rates:
         panels.append(_rates(curve.rates, ends))
     return Figure(title, panels)
@@ -135,7 +137,7 @@ def _panel(
         areas=areas,
         series=series,
         bands=_bands(windows),
-        marks=_marks(windows, left, span, waits=fits),
+        marks=_marks(curve, windows, left, span, waits=fits),
         x_range=(left, end + 0.02 * span),
         # Of the losses alone: an extrapolating fit shall not squeeze the curve.
         y_range=range_of(losses, log=log),
@@ -204,7 +206,14 @@ def _fits(curve: JudgedCurve, window: WindowStats, *, strong: bool) -> list[Seri
     ]
 
 
-def _marks(windows: Sequence[WindowStats], left: float, span: float, *, waits: bool) -> list[Mark]:
+def _marks(
+    curve: JudgedCurve,
+    windows: Sequence[WindowStats],
+    left: float,
+    span: float,
+    *,
+    waits: bool,
+) -> list[Mark]:
     """Decisions first, then, if wanted, waiting windows; words where there is room."""
     marks, taken = [], list[float]()
     for window in sorted(windows, key=lambda each: each.decision == "continue"):
@@ -213,7 +222,7 @@ def _marks(windows: Sequence[WindowStats], left: float, span: float, *, waits: b
         words = ""
         if len(taken) < _LABELS and not crowded and (waits or not waiting):
             taken.append(window.stop)
-            words = _words(window)
+            words = _words(curve, window)
         marks.append(
             Mark(
                 window.stop,
@@ -226,17 +235,19 @@ def _marks(windows: Sequence[WindowStats], left: float, span: float, *, waits: b
     return marks
 
 
-def _words(window: WindowStats) -> str:
-    kinds = {"continue": "wait", "decay": "would decay"}
+def _words(curve: JudgedCurve, window: WindowStats) -> str:
+    kinds = {"continue": "wait", "decay": "decay" if curve.carried_out else "would decay"}
     kind = kinds.get(window.decision, window.decision)
     tested = np.isfinite(window.t_statistic)
     return f"{kind}: {window.reason}" + (f", p = {window.pvalue:.2g}" if tested else "")
 
 
 def _pvalues(
-    tested: Sequence[tuple[WindowStats, float]], ends: tuple[float, float] | None
+    curve: JudgedCurve,
+    tested: Sequence[tuple[WindowStats, float]],
+    ends: tuple[float, float] | None,
 ) -> Panel:
-    """One point a look, its color the decision; the level of its test as a line over its window."""
+    """One point a look, its color the decision; the level of its test as a line up to it."""
     names = {"accept": "accept", "restart": "reject", "stop": "stop", "decay": "decay"}
     series = []
     for decision in dict.fromkeys(window.decision for window, _ in tested):
@@ -250,13 +261,17 @@ def _pvalues(
                 line="none",
                 marker="circle",
                 size=4.0,
-                words=[_words(window) for window in shown],
+                words=[_words(curve, window) for window in shown],
             )
         )
-    places = [place for window, _ in tested for place in (window.start, window.stop, np.nan)]
-    levels = [value for _, level in tested for value in (level, level, np.nan)]
-    x, y = np.array(places, dtype=np.float64), np.array(levels, dtype=np.float64)
-    series.append(Series(x, y, _INK, "level of the test", line="dashed", width=1.2))
+    stops = [float(window.stop) for window, _ in tested]
+    begins = [
+        max(float(window.start), before)
+        for (window, _), before in zip(tested, [-np.inf, *stops], strict=False)
+    ]
+    x = np.array([each for pair in zip(begins, stops, strict=True) for each in (*pair, np.nan)])
+    y = np.array([each for _, level in tested for each in (level, level, np.nan)])
+    series.append(Series(x, y, _INK, "level of the test", width=1.2))
     drawn = np.concatenate([each.y for each in series])
     return Panel(
         y_label="p-value",

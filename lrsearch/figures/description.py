@@ -18,7 +18,7 @@ Marker = Literal["none", "dot", "circle", "cross", "triangle", "square", "star"]
 _DECADES: Final = 30.0
 # Inches.
 WIDTH: Final = 11.0
-_LEFT, _RIGHT, _BOTTOM, _ABOVE, _BELOW, _TITLE_LINE = 0.85, 0.2, 0.15, 0.38, 0.3, 0.24
+_LEFT, _RIGHT, _BOTTOM, _ABOVE, _BELOW, _TITLE_LINE = 0.9, 0.2, 0.15, 0.38, 0.3, 0.24
 _AXIS_LABEL: Final = 0.2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from lrsearch.errors import MissingPackageError
@@ -9,8 +10,11 @@ from lrsearch.figures.description import WIDTH, Figure, Mark, Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure as Drawing
 
+# A logarithmic axis shorter than this has its ticks in plain numbers.
+_FEW_DECADES: Final = 300.0
 _LINES: Final = {"none": "none", "solid": "-", "dashed": "--", "steps": "-"}
 _MARKERS: Final = {
     "none": "none",
@@ -35,7 +39,7 @@ def draw(figure: Figure) -> Drawing:
         raise MissingPackageError(
             "a figure needs matplotlib: pip install 'lrsearch[plots]'"
         ) from error
-    drawing = NewDrawing(figsize=(WIDTH, figure.height))
+    drawing = _with_margins(NewDrawing)(figsize=(WIDTH, figure.height))
     for panel, box in zip(figure.panels, figure.boxes(), strict=True):
         # The boxes leave room for all words: no layout has to be searched for, which is slow.
         _draw(drawing.add_axes(box), panel)
@@ -43,6 +47,17 @@ def draw(figure: Figure) -> Drawing:
         top = 1.0 - 0.08 / figure.height
         drawing.suptitle(figure.title, fontsize=11, x=0.5, y=top, va="top")
     return drawing
+
+
+@cache
+def _with_margins(plain: type[Drawing]) -> type[Drawing]:
+    class DrawingWithMargins(plain):  # type: ignore[misc, valid-type]  # loaded when first drawn
+        """Has its margins: looking for them, as a tracker asks for, would draw it twice."""
+
+        def savefig(self, *arguments: Any, **options: Any) -> None:
+            super().savefig(*arguments, **{**options, "bbox_inches": None})
+
+    return DrawingWithMargins
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
@@ -95,6 +110,12 @@ def _finish(axes: Axes, panel: Panel) -> None:
         axes.set_xlim(*panel.x_range)
     if panel.y_range:
         axes.set_ylim(*panel.y_range)
+    for axis, log, ends in (
+        (axes.xaxis, panel.x_log, panel.x_range),
+        (axes.yaxis, panel.y_log, panel.y_range),
+    ):
+        if log and ends is not None and ends[1] < _FEW_DECADES * ends[0]:
+            _plain_ticks(axis)
     if panel.x_ticks:
         axes.set_xticks([place for place, _ in panel.x_ticks], [word for _, word in panel.x_ticks])
     axes.set_ylabel(panel.y_label)
@@ -125,6 +146,15 @@ def _finish(axes: Axes, panel: Panel) -> None:
             frameon=False,
             borderaxespad=0.1,
         )
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """1, 2 and 5 of each decade, in plain numbers: powers of ten alone would be too few."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _mark(axes: Axes, mark: Mark) -> None:

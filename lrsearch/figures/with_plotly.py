@@ -6,7 +6,7 @@ from math import log10
 from typing import Any, Final
 
 from lrsearch.errors import MissingPackageError
-from lrsearch.figures.description import WIDTH, Figure, Panel
+from lrsearch.figures.description import Figure, Panel
 
 _INCH: Final = 96.0  # pixels
 _DASHES: Final = {"none": "solid", "solid": "solid", "dashed": "dash", "steps": "solid"}

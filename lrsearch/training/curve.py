@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lrsearch.stats.series import FloatArray
-from lrsearch.tracking import RunTracker
+from lrsearch.tracking import StepTracker
 
 # A tracker's chart shows a few hundred points; more cost time and show nothing.
 _POINTS = 1000
@@ -24,13 +24,14 @@ class CurveLog:
         total_steps: length of the run; None if not known.
     """
 
-    def __init__(self, tracker: RunTracker, total_steps: int | None) -> None:
+    def __init__(self, tracker: StepTracker, total_steps: int | None) -> None:
         self._tracker = tracker
         self._stride = (
             _STRIDE_WITHOUT_BUDGET if total_steps is None else max(1, total_steps // _POINTS)
         )
         self._next = 0
         self._written = 0
+        self._broken = False
         self._rate: float | None = None
 
     def extend(self, losses: FloatArray, start: int, lr: float) -> None:
@@ -59,7 +60,13 @@ class CurveLog:
 
     def _write(self, losses: FloatArray, start: int, lr: float) -> None:
         self._tracker.log_steps(losses, start, lr)
-        finite = losses[np.isfinite(losses)]
+        sound = np.isfinite(losses)
+        if not self._broken and not sound.all():
+            # Where it broke down must not fall between the thinned-out steps.
+            self._broken = True
+            first = int(np.argmin(sound))
+            self._tracker.log_metrics({"train/loss": float(losses[first])}, step=start + first)
+        finite = losses[sound]
         if finite.size:
             envelope = {
                 "train/loss_min": float(finite.min()),

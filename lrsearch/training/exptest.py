@@ -22,7 +22,7 @@ from lrsearch.controllers.exptest import (
 )
 from lrsearch.errors import InvalidArgumentError, InvalidTypeError, require_positive
 from lrsearch.stats.convergence import Mode
-from lrsearch.tracking import RunTracker
+from lrsearch.tracking import StepTracker
 from lrsearch.training.curve import CurveLog
 from lrsearch.training.gradients import GradientSums
 from lrsearch.training.recorder import LossRecorder, make_recorder
@@ -80,7 +80,7 @@ class ExpTest:
         trial: optuna.trial.BaseTrial | None = None,
         full_batch: bool = False,
         total_steps: int | None = None,
-        tracker: RunTracker | None = None,
+        tracker: StepTracker | None = None,
         schedulers: Any = (),
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:

@@ -30,7 +30,7 @@ from lrsearch.errors import (
     require_not_negative,
     require_positive,
 )
-from lrsearch.tracking import RunTracker
+from lrsearch.tracking import StepTracker
 from lrsearch.training.activations import NORMS, ActivationNorms, frobenius_norm
 from lrsearch.training.optimizer_rules import (
     as_start,
@@ -145,7 +145,7 @@ class LipschitzLR:
         bias_correction: bool = True,
         first_epoch: str = "optimizer",
         start: float | Sequence[float] | None = None,
-        tracker: RunTracker | None = None,
+        tracker: StepTracker | None = None,
     ) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise InvalidTypeError(
