@@ -117,12 +117,13 @@ def log_comparison(run: RunTracker, results: Sequence[SearchResult]) -> None:
     """Draw methods side by side, as a picture and as a page."""
     first = results[0]
     better = "higher" if first.direction == "maximize" else "lower"
-    seeds = len({result.seed for result in results})
+    seeds = sorted({result.seed for result in results})
+    of = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     figure = comparison_figure(
         [study_points(result) for result in results],
         metric=first.metric,
         better=better,
-        title=f"{first.task}: every rate that was tried, {seeds} seeds",
+        title=f"{first.task}: every rate that was tried, {of}",
     )
     log_picture(run, COMPARISON, figure)
     log_page(run, COMPARISON, figure)

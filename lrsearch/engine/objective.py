@@ -59,6 +59,7 @@ class Objective:
         seen: how a tracker calls the data; None if nothing is recorded.
         windows: rows of the windows that were judged.
         chosen_figure: of the best trial so far, if this process trained it and it has one.
+        drawing_seconds: what figures of trials took; no part of a search's price.
     """
 
     task: TrainingTask
@@ -75,6 +76,7 @@ class Objective:
     seen: DataRecord | None = None
     windows: list[dict[str, Any]] = field(default_factory=list)
     chosen_figure: Figure | None = None
+    drawing_seconds: float = 0.0
     _chosen_loss: float = inf
 
     def __call__(self, trial: optuna.Trial) -> float:
@@ -261,7 +263,9 @@ class _Attempt:
         if reason:
             self._run.set_tags({"lrsearch.reason": reason})
         if self._drawn:
+            began = time.perf_counter()
             self._draw(status, reason)
+            objective.drawing_seconds += time.perf_counter() - began
         self._run.finish(status)
         objective.watcher.trial_ended(objective.name_of(self._trial), status, reason)
 

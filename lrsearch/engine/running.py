@@ -174,7 +174,7 @@ def search(
         uid=uid,
         seen=seen,
     )
-    # The bound is part of the price; the tracker's one-off start is not.
+    # The bound is part of the price; the tracker's one-off start is not, and no figure is.
     began = time.perf_counter() - prepared
     finished = False
     try:
@@ -187,7 +187,8 @@ def search(
         if left > 0 and STOP_REASON not in study.user_attrs:
             with quiet_optuna():
                 study.optimize(objective, n_trials=left)
-        result = _result(objective, study, run, time.perf_counter() - began)
+        seconds = time.perf_counter() - began - objective.drawing_seconds
+        result = _result(objective, study, run, seconds)
         report(run, result, study)
         if recorded:
             log_study(run, result, top, objective.chosen_figure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log10
 from typing import Final, Literal
 
 import numpy as np
@@ -20,6 +21,8 @@ _DECADES: Final = 30.0
 WIDTH: Final = 11.0
 _LEFT, _RIGHT, _BOTTOM, _ABOVE, _BELOW, _TITLE_LINE = 0.9, 0.2, 0.15, 0.38, 0.3, 0.24
 _AXIS_LABEL: Final = 0.2
+# No axis reaches further: its ends and ticks would overflow.
+_LARGEST: Final = 1e250
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +184,7 @@ def _outer(panel: Panel) -> float:
 def spans_decades(values: ArrayLike) -> bool:
     """Whether values are all positive and so far apart that they need a logarithmic axis."""
     finite = finite_of(values)
-    return bool(finite.size and finite.min() > 0.0 and finite.max() > _DECADES * finite.min())
+    return bool(finite.size and finite.min() > 0.0 and finite.max() / _DECADES > finite.min())
 
 
 def range_of(values: ArrayLike, *, log: bool = False) -> tuple[float, float] | None:
@@ -191,9 +194,10 @@ def range_of(values: ArrayLike, *, log: bool = False) -> tuple[float, float] | N
         finite = finite[finite > 0.0]
     if not finite.size:
         return None
-    low, high = float(finite.min()), float(finite.max())
+    smallest = 1.0 / _LARGEST if log else -_LARGEST
+    low, high = (float(each) for each in np.clip((finite.min(), finite.max()), smallest, _LARGEST))
     if log:
-        margin = (high / low) ** 0.05 if high > low else 1.5
+        margin = 10.0 ** (0.05 * (log10(high) - log10(low))) if high > low else 1.5
         return low / margin, high * margin
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     return low - margin, high + margin

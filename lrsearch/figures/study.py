@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -38,7 +38,9 @@ _METHODS: Final[tuple[tuple[str, Marker], ...]] = (
 )
 # More notes than this would cover each other.
 _NOTES: Final = 14
-_LOG_TICKS: Final = 10.0
+_LOG_RATIO: Final = 2.0
+# Fewer trials would have columns as wide as the page.
+_FEWEST: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +106,16 @@ def ladder_figure(study: StudyPoints, *, start: float, start_name: str, title: s
     """
     trials = study.trials
     rates = [trial.lr for trial in trials]
-    log = max(rates) >= _LOG_TICKS * min(rates)
-    ends = (min(trial.number for trial in trials) - 0.5, max(t.number for t in trials) + 0.9)
+    log = max(rates) >= _LOG_RATIO * min(rates)
+    left = trials[0].number - 0.5
+    ends = (left, max(trials[-1].number + 0.9, left + _FEWEST))
     ticks = [(float(trial.number), str(trial.number)) for trial in trials[:: len(trials) // 20 + 1]]
     few = len(trials) <= _NOTES
     panels = [
         Panel(
             y_label="learning rate",
             series=_by_outcome(trials, lambda trial: trial.lr),
+            marks=_choice(study),
             levels=[Level(start, start_name)] if min(rates) <= 10.0 * start else [],
             notes=[_note(trial) for trial in trials if trial.reason] if few else [],
             x_range=ends,
@@ -172,7 +176,8 @@ def comparison_figure(
     ends = range_of(rates, log=True)
     panels = [
         _against_rate(studies, methods, ends, f"test {metric} ({better} is better)", "value"),
-        _against_rate(studies, methods, ends, "validation loss", "val_loss"),
+        # The legend above says it for both.
+        _unnamed(_against_rate(studies, methods, ends, "validation loss", "val_loss")),
         _steps(studies, methods),
     ]
     return Figure(title, panels)
@@ -198,6 +203,12 @@ def _by_outcome(
                 )
             )
     return series
+
+
+def _choice(study: StudyPoints) -> list[Mark]:
+    """The trial that the study chose; none if it found no rate."""
+    chosen = [t for t in study.trials if t.lr == study.lr and t.outcome == "complete"]
+    return [Mark(float(t.number), "#57606a", 0.7, "chosen") for t in chosen[:1]]
 
 
 def _note(trial: TriedRate) -> Note:
@@ -243,7 +254,8 @@ def _against_rate(
                     f"{method}: its choice",
                     line="none",
                     marker="star",
-                    size=13.0,
+                    # Where methods agree, the later star shows inside the earlier one.
+                    size=max(18.0 - 6.0 * methods.index(method), 6.0),
                     words=[
                         f"{study.method}, seed {study.seed}: lr = {study.lr:.3g}"
                         for study in answered
@@ -263,6 +275,10 @@ def _against_rate(
         y_range=height,
         height=2.6,
     )
+
+
+def _unnamed(panel: Panel) -> Panel:
+    return replace(panel, series=[replace(series, name="") for series in panel.series])
 
 
 def _cloud(

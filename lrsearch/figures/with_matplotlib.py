@@ -65,6 +65,11 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.set_xscale("log")
     if panel.y_log:
         axes.set_yscale("log")
+    # First, as the library's own search for limits overflows where losses do.
+    if panel.x_range:
+        axes.set_xlim(*panel.x_range)
+    if panel.y_range:
+        axes.set_ylim(*panel.y_range)
     for band in panel.bands:
         axes.axvspan(band.start, band.stop, color=band.color, linewidth=0, zorder=0)
     for area in panel.areas:
@@ -75,7 +80,6 @@ def _draw(axes: Axes, panel: Panel) -> None:
         # A single column would be as wide as the axes, were its width not bounded by a range.
         drawn = axes.bar(bars.x, bars.heights, color=list(bars.colors), width=0.6)
         axes.bar_label(drawn, labels=list(bars.words), fontsize=8, padding=1)
-        axes.margins(y=0.15)
     for series in panel.series:
         options: dict[str, Any] = {"drawstyle": "steps-post"} if series.line == "steps" else {}
         axes.plot(
@@ -96,20 +100,16 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.annotate(
             note.words,
             (note.x, note.y),
-            xytext=(7, 0),
+            xytext=(6, 3),
             textcoords="offset points",
             fontsize=8,
-            va="center",
+            va="bottom",
             color=note.color,
         )
     _finish(axes, panel)
 
 
 def _finish(axes: Axes, panel: Panel) -> None:
-    if panel.x_range:
-        axes.set_xlim(*panel.x_range)
-    if panel.y_range:
-        axes.set_ylim(*panel.y_range)
     for axis, log, ends in (
         (axes.xaxis, panel.x_log, panel.x_range),
         (axes.yaxis, panel.y_log, panel.y_range),

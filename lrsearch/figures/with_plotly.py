@@ -37,18 +37,22 @@ def draw(figure: Figure) -> Any:
     data: list[dict[str, Any]] = []
     layout: dict[str, Any] = {
         "template": "plotly_white",
-        "title": {
-            "text": figure.title.replace("\n", "<br>"),
-            "font": {"size": 15},
-            "x": 0.5,
-            "y": 1.0 - 8.0 / height,
-            "yanchor": "top",
-        },
         "height": height,
         "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
         "hovermode": "closest",
         "shapes": [],
-        "annotations": [],
+        "annotations": [
+            {
+                "text": figure.title.replace("\n", "<br>"),
+                "font": {"size": 15},
+                "x": 0.5,
+                "y": 1.0 - 4.0 / height,
+                "xref": "paper",
+                "yref": "paper",
+                "yanchor": "top",
+                "showarrow": False,
+            }
+        ],
     }
     for number, (panel, box) in enumerate(zip(figure.panels, figure.boxes(), strict=True), 1):
         _add(data, layout, panel, box, number)
@@ -262,7 +266,8 @@ def _annotations(panel: Panel, name: str, corner: tuple[float, float]) -> list[d
                 "xref": f"x{name}",
                 "yref": f"y{name}",
                 "xanchor": "left",
-                "xshift": 6,
+                "yanchor": "bottom",
+                "xshift": 5,
                 "font": {"size": 11, "color": note.color},
             }
         )
