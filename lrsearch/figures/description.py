@@ -22,7 +22,7 @@ WIDTH: Final = 11.0
 _LEFT, _RIGHT, _BOTTOM, _ABOVE, _BELOW, _TITLE_LINE = 0.9, 0.2, 0.15, 0.38, 0.3, 0.24
 _AXIS_LABEL: Final = 0.2
 # No axis reaches further: its ends and ticks would overflow.
-_LARGEST: Final = 1e250
+_LARGEST: Final = 1e120
 
 
 @dataclass(frozen=True, slots=True)
