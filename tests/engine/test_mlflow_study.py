@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +15,8 @@ import pytest
 
 pytest.importorskip("mlflow", exc_type=ImportError)
 
-from lrsearch import search
+from lrsearch import compare, search
+from lrsearch.engine.provenance import data_digest
 from lrsearch.tracking import MissingPackageError, find_tracker
 from lrsearch_integrations import mlflow_tracker
 from lrsearch_integrations.mlflow_api import MlflowClient
@@ -230,3 +234,150 @@ def test_studies_of_one_store_share_an_experiment_and_nothing_else(
     assert client.get_experiment(one.info.experiment_id).name == "lrsearch"
     for result in (first, second):
         assert len(runs_of(client, result.run_id)) == 2
+
+
+def artifacts_of(client: MlflowClient, run_id: str) -> dict[str, int]:
+    """Sizes of a run's artifacts by path, folders opened."""
+    found: dict[str, int] = {}
+    folders = [""]
+    while folders:
+        for item in client.list_artifacts(run_id, folders.pop() or None):
+            if item.is_dir:
+                folders.append(item.path)
+            else:
+                found[item.path] = item.file_size
+    return found
+
+
+def test_figures_lie_on_each_controlled_trial_and_a_page_on_the_study(
+    make_line: MakeLine, scale_bound: Callable[[float], None], store_uri: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("plotly")
+    scale_bound(30.0)
+    result = search(make_line().task, tracking_uri=store_uri)
+    client = MlflowClient(tracking_uri=store_uri)
+    study = artifacts_of(client, result.run_id)
+    assert study["figures/study.png"] > 5_000
+    assert {"study.csv", "study.parquet", "windows.csv", "windows.parquet"} <= set(study)
+    page = Path(client.download_artifacts(result.run_id, "figures/study.html", str(tmp_path)))
+    text = page.read_text(encoding="utf-8")
+    assert "<script src" not in text
+    for words in ("bound", "the chosen trial", "accept: decay", "chosen"):
+        assert words in text
+    for run in runs_of(client, result.run_id):
+        assert artifacts_of(client, run.info.run_id)["figures/loss.png"] > 5_000
+
+    grid = search(make_line(epochs=2).task, method="grid", trials=2, tracking_uri=store_uri)
+    assert "figures/study.png" in artifacts_of(client, grid.run_id)
+    assert "figures/study.html" not in artifacts_of(client, grid.run_id)
+    for run in runs_of(client, grid.run_id):
+        assert not any(name.startswith("figures") for name in artifacts_of(client, run.info.run_id))
+
+
+def test_without_a_library_that_draws_a_study_is_recorded_all_the_same(
+    make_line: MakeLine, store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("matplotlib.figure", "plotly.graph_objects"):
+        monkeypatch.setitem(sys.modules, name, None)
+    result = search(make_line().task, tracking_uri=store_uri)
+    client = MlflowClient(tracking_uri=store_uri)
+    assert client.get_run(result.run_id).info.status == "FINISHED"
+    assert set(artifacts_of(client, result.run_id)) == {
+        *("study.csv", "study.parquet", "windows.csv", "windows.parquet")
+    }
+
+
+def test_data_machine_and_windows_are_on_record(make_line: MakeLine, store_uri: str) -> None:
+    result = search(make_line().task, tracking_uri=store_uri)
+    client = MlflowClient(tracking_uri=store_uri)
+    parent = client.get_run(result.run_id)
+    wanted = {
+        *("lrsearch", "torch", "optuna", "numpy", "python"),
+        *("device", "cpu_count", "platform", "seed", "bound_method"),
+    }
+    assert wanted <= set(parent.data.params)
+    assert {"bound/lambda_max", "bound/residual", "steps", "seconds"} <= set(parent.data.metrics)
+    assert parent.data.metrics["trials"] == len(result.trials)
+    assert parent.data.tags["lrsearch.trials_complete"] == "1"
+    digest = data_digest(make_line().task.data(0))
+    runs = [parent, *runs_of(client, result.run_id)]
+    for run in runs:
+        (seen,) = run.inputs.dataset_inputs
+        assert (seen.dataset.name, seen.dataset.digest) == ("line", digest)
+        assert json.loads(seen.dataset.profile) == {
+            "rows": 160,
+            "features": [4],
+            "outputs": 1,
+            "validation_rows": 40,
+            "test_rows": 40,
+        }
+    last = result.windows.iloc[-1]
+    assert runs[-1].data.tags["lrsearch.decision"] == last["decision"]
+    assert {"trial", "reason", "decision", "n_effective", "log10_pvalue"} <= set(result.windows)
+    assert last["log10_pvalue"] == pytest.approx(math.log10(last["pvalue"]))
+
+
+def test_what_the_users_model_raised_is_kept_with_its_traceback(
+    make_line: MakeLine, store_uri: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeError, match="the user's own trouble"):
+        search(make_line(fail_at=50).task, tracking_uri=store_uri, experiment="broken")
+    client = MlflowClient(tracking_uri=store_uri)
+    experiment = client.get_experiment_by_name("broken")
+    found = client.search_runs([experiment.experiment_id])
+    assert len(found) == 2
+    for run in found:
+        assert run.data.tags["lrsearch.reason"] == "RuntimeError: the user's own trouble"
+        file = client.download_artifacts(run.info.run_id, "error.txt", str(tmp_path))
+        trace = Path(file).read_text(encoding="utf-8")
+        assert trace.startswith("Traceback")
+        assert "conftest.py" in trace
+
+
+def test_a_resumed_study_goes_on_with_its_run(
+    make_line: MakeLine, store_uri: str, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {
+        "method": "grid",
+        "trials": 5,
+        "storage": f"sqlite:///{tmp_path}/study.db",
+        "study_name": "kept",
+        "tracking_uri": store_uri,
+    }
+    with pytest.raises(RuntimeError):  # in the third trial, of 20 steps each
+        search(make_line(epochs=2, fail_at=50).task, **options)
+    client = MlflowClient(tracking_uri=store_uri)
+    experiment = client.get_experiment_by_name("lrsearch").experiment_id
+    assert len(client.search_runs([experiment], "tags.`lrsearch.kind` = 'study'")) == 1
+
+    result = search(make_line(epochs=2).task, resume=True, **options)
+    (parent,) = client.search_runs([experiment], "tags.`lrsearch.kind` = 'study'")
+    assert parent.info.run_id == result.run_id
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["lrsearch.trial_state"] == "COMPLETE"
+    assert parent.data.metrics["steps"] == result.steps
+    assert "lrsearch.resumed_with" in parent.data.tags
+    trials = runs_of(client, result.run_id)
+    assert [int(run.data.params["number"]) for run in trials] == list(result.trials["number"])
+    statuses = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+    assert [run.info.status for run in trials] == [statuses[s] for s in result.trials["state"]]
+    assert len(client.search_runs([experiment])) == 1 + len(trials)
+
+
+def test_a_comparison_has_a_run_of_its_own(make_line: MakeLine, store_uri: str) -> None:
+    pytest.importorskip("matplotlib")
+    table = compare(make_line(epochs=3).task, seeds=2, tracking_uri=store_uri)
+    client = MlflowClient(tracking_uri=store_uri)
+    experiment = client.get_experiment_by_name("lrsearch").experiment_id
+    (run,) = client.search_runs([experiment], "tags.`lrsearch.kind` = 'comparison'")
+    assert run.info.status == "FINISHED"
+    studies = client.search_runs([experiment], "tags.`lrsearch.kind` = 'study'")
+    assert set(run.data.tags["lrsearch.studies"].split(",")) == {s.info.run_id for s in studies}
+    assert len(studies) == len(table) == 4
+    kept = artifacts_of(client, run.info.run_id)
+    assert {"comparison.csv", "comparison.parquet", "figures/comparison.png"} <= set(kept)
+    budget = {"steps", "seconds", "trials", "train/lr", "val/loss", "test/mse"}
+    for study in studies:
+        missing = budget - set(study.data.metrics)
+        assert missing <= {"train/lr", "val/loss", "test/mse"}  # where no rate was found
