@@ -104,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--total-steps", type=int, metavar="N", help="budget of the training")
     replay.add_argument("--column", metavar="NAME", help="of the losses (default: loss)")
     replay.add_argument("--tracking-uri", metavar="URI", help="MLflow store of the run")
-    replay.add_argument("--figure", metavar="FILE.png", type=_writable_file, help="draw it")
+    replay.add_argument(
+        "--figure", metavar="FILE.png", type=_writable_file, help="draw it (or FILE.html)"
+    )
     _add_json(replay, "the decisions")
 
     reproduce = commands_.add_parser(

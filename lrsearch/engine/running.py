@@ -158,7 +158,7 @@ def search(
     resumed = uid is not None
     uid = uid or uuid.uuid4().hex
     run = open_run(tracker, experiment, title, tracking_uri, method, uid=uid)
-    recorded = not isinstance(run, NullRun)
+    recorded = type(run) is not NullRun  # one built on it may record
     seen = data_record(data) if recorded else None
     objective = Objective(
         task=chosen,

@@ -95,3 +95,11 @@ def test_without_matplotlib_the_install_line_is_named(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'lrsearch\[plots\]'"):
         draw_replay(replayed(SHORT))
+
+
+def test_a_page_can_be_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    save_replay(replayed(FLAT), tmp_path / "x.html", title="a curve")
+    page = (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert "restart: flat" in page
+    assert "would decay" not in page

@@ -41,7 +41,9 @@ class KeptRun(NullRun):
     def log_table(self, name: str, table: Any) -> None:
         self.tables[name] = table
 
-    def child(self, name: str, *, tags: Mapping[str, object] | None = None) -> KeptRun:
+    def child(
+        self, name: str, *, tags: Mapping[str, object] | None = None, uid: str | None = None
+    ) -> KeptRun:
         self.children.append(KeptRun(name, tags))
         return self.children[-1]
 

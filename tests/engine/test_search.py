@@ -199,7 +199,7 @@ class Runs(NullRun):
         self.children: list[Runs] = []
         self.tags: dict[str, object] = {}
 
-    def child(self, name: str, *, tags: Any = None) -> Runs:
+    def child(self, name: str, *, tags: Any = None, uid: str | None = None) -> Runs:
         self.children.append(Runs(name))
         return self.children[-1]
 

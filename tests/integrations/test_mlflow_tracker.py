@@ -299,3 +299,40 @@ def test_the_views_of_a_study_are_saved_once_with_its_experiment(study: MlflowRu
     for view in ("lrsearch-studies", "lrsearch-trials"):
         state = json.loads(json.loads(experiment.tags[f"mlflow.sharedViewState.{view}"])["state"])
         assert "metrics.`train/lr`" in state["selectedColumns"]
+
+
+def test_a_run_of_that_uid_goes_on_after_it_was_closed(store_uri: str) -> None:
+    opened = []
+    for _ in range(2):
+        run = open_study_run(experiment="e", name="study", tracking_uri=store_uri, uid="mine")
+        run.child("trial", uid=f"mine-{len(opened)}").finish("complete")
+        run.log_metrics({"a": float(len(opened))}, step=len(opened))
+        opened.append(run.run_id)
+        client = MlflowClient(tracking_uri=store_uri)
+        assert client.get_run(run.run_id).info.status == "RUNNING"
+        run.finish("complete")
+        assert client.get_run(run.run_id).info.status == "FINISHED"
+    assert opened[0] == opened[1]
+    assert [point.value for point in client.get_metric_history(opened[0], "a")] == [0.0, 1.0]
+    found = client.search_runs([client.get_experiment_by_name("e").experiment_id])
+    assert len(found) == 3
+
+
+def test_a_run_that_another_process_holds_is_joined(store_uri: str) -> None:
+    first = open_study_run(experiment="e", name="study", tracking_uri=store_uri, uid="mine")
+    # A second writer in this process meets the same lock as one in another process.
+    second = open_study_run(experiment="e", name="study", tracking_uri=store_uri, uid="mine")
+    assert second.run_id == first.run_id
+    second.log_metrics({"b": 2.0}, step=0)
+    child = second.child("trial", uid="mine-1")
+    child.finish("complete")
+    second.finish("complete")
+    first.log_metrics({"a": 1.0}, step=0)
+    first.finish("complete")
+    client = MlflowClient(tracking_uri=store_uri)
+    found = client.search_runs([client.get_experiment_by_name("e").experiment_id])
+    assert len(found) == 2
+    parent = client.get_run(first.run_id)
+    assert parent.data.metrics == {"a": 1.0, "b": 2.0}
+    trial = client.get_run(child.run_id or next(r.info.run_id for r in found if r != parent))
+    assert trial.data.tags["mlflow.parentRunId"] == first.run_id
