@@ -103,7 +103,7 @@ def training_figure(curve: JudgedCurve, *, title: str = "") -> Figure:
     tested = [
         (window, level)
         for window, level in zip(curve.windows, curve.levels, strict=True)
-        if np.isfinite(window.pvalue)
+        if np.isfinite(window.t_statistic) and np.isfinite(window.pvalue)
     ]
     if tested:
         panels.append(_pvalues(curve, tested, ends))
@@ -175,6 +175,8 @@ def _fits(curve: JudgedCurve, window: WindowStats, *, strong: bool) -> list[Seri
     inside = (curve.steps >= window.start) & (curve.steps < window.stop)
     losses, places = curve.losses[inside], curve.steps[inside]
     if losses.size < 4 or not np.all(np.isfinite(losses)):
+        return []
+    if not np.isfinite(window.t_statistic):  # it diverged: nothing was fitted
         return []
     robust = curve.mode == "robust"
     if robust:  # which leaves out the first loss

@@ -175,9 +175,18 @@ def comparison_figure(
     rates = [trial.lr for study in studies for trial in study.trials]
     ends = range_of(rates, log=True)
     panels = [
-        _against_rate(studies, methods, ends, f"test {metric} ({better} is better)", "value"),
+        _against_rate(
+            studies,
+            methods,
+            ends,
+            f"test {metric} ({better} is better)",
+            "value",
+            worst_on_top=better == "lower",
+        ),
         # The legend above says it for both.
-        _unnamed(_against_rate(studies, methods, ends, "validation loss", "val_loss")),
+        _unnamed(
+            _against_rate(studies, methods, ends, "validation loss", "val_loss", worst_on_top=True)
+        ),
         _steps(studies, methods),
     ]
     return Figure(title, panels)
@@ -222,11 +231,13 @@ def _against_rate(
     ends: tuple[float, float] | None,
     label: str,
     field: Literal["value", "val_loss"],
+    *,
+    worst_on_top: bool,
 ) -> Panel:
     everything = [getattr(trial, field) for study in studies for trial in study.trials]
     log = spans_decades(everything)
     height = range_of(everything, log=log)
-    floor = height[0] if height else 0.0
+    worst = height[worst_on_top] if height else 0.0
     series, marks = [], []
     for method in methods:
         color, marker = _look(methods, method)
@@ -236,11 +247,11 @@ def _against_rate(
         ended = [trial for trial in trials if not np.isfinite(getattr(trial, field))]
         series.append(_cloud(done, field, color, marker, method))
         if ended:
-            # On the lower edge: they have no value, but they were tried.
-            edge = np.full(len(ended), floor)
+            # On the worse edge: they have no value, but they were tried.
+            edge = np.full(len(ended), worst)
             x = np.array([trial.lr for trial in ended])
             words = [trial.words for trial in ended]
-            name = f"{method}: without one"
+            name = f"{method}: ended early"
             series.append(
                 Series(x, edge, color, name, "none", marker="cross", size=6.0, words=words)
             )

@@ -161,9 +161,12 @@ def test_a_comparison_shows_all_rates_both_answers_and_the_steps() -> None:
     assert list(by_name["grid"].y) == [0.2, 0.95]
     assert list(by_name["exptest: its choice"].x) == [0.1089]
     assert list(by_name["grid: its choice"].y) == [0.95]
-    assert list(by_name["exptest: without one"].x) == [1.0, 0.33]
+    assert list(by_name["exptest: ended early"].x) == [1.0, 0.33]
     assert metric.y_range is not None
-    assert by_name["grid: without one"].y[0] == metric.y_range[0]
+    assert by_name["grid: ended early"].y[0] == metric.y_range[0]
+    ended = loss.series[[each.name for each in metric.series].index("grid: ended early")]
+    assert loss.y_range is not None
+    assert ended.y[0] == loss.y_range[1]  # a loss is worse the larger it is
     assert [mark.x for mark in metric.marks] == [0.1089]
     assert metric.x_log
     assert {each.name for each in loss.series} == {""}
@@ -196,3 +199,13 @@ def test_ranges_hold_their_values() -> None:
     assert spans_decades([1.0, 100.0])
     assert not spans_decades([-1.0, 100.0])
     assert not spans_decades([nan])
+
+
+def test_what_diverged_was_not_tested_and_shows_no_fit() -> None:
+    losses = np.exp(np.arange(6.0) * 5.0)
+    windows = replay(SETTINGS, losses, lr=4.0)
+    assert [window.reason for window in windows] == ["diverged"]
+    curve = JudgedCurve(np.arange(6.0), losses, windows, [0.025], "robust", rates=[(0.0, 4.0)])
+    figure = training_figure(curve)
+    assert [panel.y_label for panel in figure.panels] == ["loss", "learning rate"]
+    assert len(figure.panels[0].series) == 1
