@@ -29,6 +29,7 @@ import math
 import os
 import signal
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Mapping
 from io import BytesIO
