@@ -144,15 +144,14 @@ class Delivery:
         if not known:
             with contextlib.suppress(Exception):  # a comfort, which an older server may refuse
                 install_views(client, experiment)
-        if self._mark.creating:
-            self._note(doubtful=True)
+        asked = self._mark.creating
+        self._note(creating=True, doubtful=self._mark.doubtful or asked)
         # One process at a time looks and creates, where that can be had.
         with alone(self._connection.uri) if header.key else contextlib.nullcontext(True) as safe:
-            if self._mark.creating or header.key or header.named:
+            if asked or header.key or header.named:
                 found = self._twins(experiment)
                 if found:
                     return self._adopted(found[0]), experiment
-            self._note(creating=True)
             tags = {**header.tags, UID: self._key} | ({PARENT: parent} if parent else {})
             run = client.create_run(
                 experiment, start_time=header.start_time, tags=tags, run_name=header.name
