@@ -67,6 +67,9 @@ class RunTracker(StepTracker, Protocol):
     def log_figure(self, name: str, figure: Any) -> None:
         """Store a figure: of matplotlib as ``name.png``, of plotly as ``name.html``."""
 
+    def log_model(self, name: str, model: Any, example: Any) -> None:
+        """Store a torch module as the model ``name``; its signature is that of ``example``."""
+
     def child(
         self, name: str, *, tags: Mapping[str, object] | None = None, uid: str | None = None
     ) -> RunTracker:
@@ -112,6 +115,9 @@ class NullRun:
         """Record nothing."""
 
     def log_figure(self, name: str, figure: Any) -> None:
+        """Record nothing."""
+
+    def log_model(self, name: str, model: Any, example: Any) -> None:
         """Record nothing."""
 
     def child(

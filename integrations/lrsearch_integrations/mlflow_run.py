@@ -20,8 +20,9 @@ import numpy as np
 from lrsearch.errors import require_choice
 from lrsearch.tracking import RunStatus
 from lrsearch_integrations.mlflow_delivery import LEFT
+from lrsearch_integrations.mlflow_model import model_files
 from lrsearch_integrations.mlflow_sender import Sender
-from lrsearch_integrations.mlflow_store import context_tags
+from lrsearch_integrations.mlflow_store import context_tags, quiet
 from lrsearch_integrations.mlflow_values import (
     PARAM_LENGTH,
     TAG_LENGTH,
@@ -223,6 +224,23 @@ class MlflowRun:
         stream = BytesIO()
         figure.savefig(stream, format="png", dpi=150, bbox_inches="tight")
         self._add_files({f"{name.removesuffix('.png')}.png": stream.getvalue()})
+
+    def log_model(self, name: str, model: Any, example: Any) -> None:
+        """Store a torch module; ``mlflow.pytorch.load_model("runs:/ID/NAME")`` has it back.
+
+        Args:
+            name: of the artifacts' folder.
+            model: the module, in evaluation mode; its traced graph is stored.
+            example: inputs of shape (rows, ...), for the signature.
+        """
+        try:
+            with quiet():
+                files = model_files(model, example)
+        except Exception as error:  # a model that cannot be traced costs the model alone
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            self._warn(f"cannot store the model: {lines[0][:200]}")
+            return
+        self._add_files({f"{name}/{file}": content for file, content in files.items()})
 
     def child(
         self, name: str, *, tags: Mapping[str, object] | None = None, uid: str | None = None

@@ -91,6 +91,7 @@ def search(options: Namespace) -> int:
             storage=options.storage,
             study_name=options.study_name,
             resume=options.resume,
+            log_model=options.log_model,
             watcher=watcher,
             **_training(options),
             **_tracking(options),

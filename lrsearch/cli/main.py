@@ -83,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--storage", metavar="URL", help="Optuna storage (default: in memory)")
     search.add_argument("--study-name", metavar="NAME")
     search.add_argument("--resume", action="store_true", help="go on with the study of that name")
+    search.add_argument(
+        "--log-model", action="store_true", help="store the chosen trial's model in MLflow"
+    )
     _add_tracking(search)
 
     compare = commands_.add_parser("compare", help="methods side by side on one task")

@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 import pandas as pd
+from torch import nn
 
 from lrsearch.controllers.exptest import ExpTestSettings
 from lrsearch.engine.drawing import LOSS, KeptCurve, log_picture
@@ -60,6 +61,9 @@ class Objective:
         windows: rows of the windows that were judged.
         chosen_figure: of the best trial so far, if this process trained it and it has one.
         drawing_seconds: what figures of trials took; no part of a search's price.
+        keep_model: whether the best trial's model is kept.
+        chosen_model: of the best trial so far, if this process trained it and models are kept.
+        model_loss: that trial's validation loss.
     """
 
     task: TrainingTask
@@ -77,6 +81,9 @@ class Objective:
     windows: list[dict[str, Any]] = field(default_factory=list)
     chosen_figure: Figure | None = None
     drawing_seconds: float = 0.0
+    keep_model: bool = False
+    chosen_model: nn.Module | None = None
+    model_loss: float = inf
     _chosen_loss: float = inf
 
     def __call__(self, trial: optuna.Trial) -> float:
@@ -101,6 +108,8 @@ class Objective:
             attempt = _Attempt(self, trial, run, rate)
             outcome = attempt.train()
             status = "complete"
+            if self.keep_model and outcome.validation.loss < self.model_loss:
+                self.chosen_model, self.model_loss = attempt.model, outcome.validation.loss
             if self.plan.tries and not is_try(trial):
                 self._end_after(trial, rate)
             return outcome.validation.loss
@@ -152,8 +161,8 @@ class _Attempt:
     ) -> None:
         self._objective, self._trial, self._run = objective, trial, run
         task, data = objective.task, objective.data
-        self._model = build_model(task, data, objective.seed)
-        self._optimizer = make_optimizer(task.optimizer, list(self._model.parameters()), rate)
+        self.model = build_model(task, data, objective.seed)
+        self._optimizer = make_optimizer(task.optimizer, list(self.model.parameters()), rate)
         self._kept = KeptCurve(run)
         self._drawn = objective.seen is not None and (
             objective.plan.controlled or objective.plan.renewed
@@ -165,7 +174,7 @@ class _Attempt:
         if objective.plan.controlled:
             self._controller = ExpTest(
                 self._optimizer,
-                model=self._model,
+                model=self.model,
                 alpha=objective.settings.alpha,
                 beta=objective.settings.beta,
                 mode=objective.settings.mode,
@@ -182,7 +191,7 @@ class _Attempt:
                 task,
                 data,
                 objective.settings.mode,
-                model=self._model,
+                model=self.model,
                 optimizer=self._optimizer,
                 unit=objective.start.rate,
                 tracker=run,
@@ -195,11 +204,11 @@ class _Attempt:
         """Train, and record what came out."""
         objective = self._objective
         task, data = objective.task, objective.data
-        with suitable_threads(self._model, task.batch_size or len(data.train)):
+        with suitable_threads(self.model, task.batch_size or len(data.train)):
             outcome = train(
                 task,
                 data,
-                model=self._model,
+                model=self.model,
                 optimizer=self._optimizer,
                 seed=objective.seed,
                 controller=self._controller,

@@ -71,6 +71,7 @@ def search(
     watcher: SearchWatcher | None = None,
     start: str | None = None,
     multipliers: Sequence[float] | None = None,
+    log_model: bool = False,
 ) -> SearchResult:
     """Search the learning rate of a task with one method.
 
@@ -99,6 +100,8 @@ def search(
         multipliers: factors of 1 / L (mode "paper" with momentum: AdaMo's x). Several are tried for
             five epochs each, and the best by validation loss is trained in full. Default: 1; for
             momentum 1, 3 and 10, in mode "paper" 0.1, 0.5 and 1. With ``start`` there may be one.
+
+        log_model: store the chosen trial's model in the tracker, with its signature.
 
     Returns:
         What was found; ``lr`` is NaN if no trial was completed. "lipschitz" renews the rate, so
@@ -173,6 +176,7 @@ def search(
         start=top,
         uid=uid,
         seen=seen,
+        keep_model=log_model,
     )
     # The bound is part of the price; the tracker's one-off start is not, and no figure is.
     began = time.perf_counter() - prepared
@@ -192,6 +196,8 @@ def search(
         report(run, result, study)
         if recorded:
             log_study(run, result, top, objective.chosen_figure)
+        if log_model:
+            log_chosen_model(run, objective, result)
         finished = True
     except Exception as error:
         log_failure(run, error)
@@ -245,6 +251,16 @@ def _trials_left(plan: Plan, study: optuna.Study) -> int:
     # A ladder has spare trials, a grid's points are spent; after tries one more is needed.
     lost = sum(each.state == TrialState.FAIL for each in trials) if plan.tries else 0
     return plan.trials - len(trials) + lost
+
+
+def log_chosen_model(run: RunTracker, objective: Objective, result: SearchResult) -> None:
+    """Store the chosen trial's model; say why not, where another process has trained it."""
+    if objective.chosen_model is None or objective.model_loss > result.val_loss:
+        run.set_tags({"lrsearch.model": "none: no trial of this process was chosen"})
+        return
+    example = objective.data.train.inputs[:2]
+    run.log_model("model", objective.chosen_model.eval(), example)
+    run.set_tags({"lrsearch.model": "model"})
 
 
 def _result(
