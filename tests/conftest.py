@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from postgres import PostgresServer, serve, why_missing
 
+pytest.register_assert_rewrite("reproducing")
+
 
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reproducing import DATA, Called, assert_compares, assert_files, assert_goes_on, need
 
 from experiments.exptest.methods import FROM_PAPER
 from experiments.exptest.published import (
@@ -22,10 +23,8 @@ from experiments.exptest.published import (
     TABLE3_FACTORS,
 )
 from experiments.exptest.recorded import DIVERGING, restart_of
-from experiments.harness.reproduction import Plan, Report, Reproduced, Results
+from experiments.harness.reproduction import Report, Reproduced, Results
 from experiments.harness.session import Session
-from experiments.lipschitz import shifts as lipschitz_shifts
-from experiments.lipschitz.published import TABLE1
 from experiments.lipschitz.table2 import EPOCHS
 from experiments.shifted_digits import GRID, TASKS
 from lrsearch.cli import main as cli
@@ -33,14 +32,6 @@ from lrsearch.cli.main import main
 from lrsearch.controllers.exptest import ExpTestSettings
 from lrsearch.controllers.replay import search_verdict
 
-BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"
-DATA = Path(os.environ.get("LRSEARCH_DATA", BESIDE))
-FILES = {
-    "recorded": "exptest_recorded.npz",
-    "housing": "california_housing.npz",
-    "mnist": "mnist-train-images-idx3-ubyte.gz",
-    "covertype": "covertype_sample.npz",
-}
 NAMES = (
     "exptest-table1",
     "exptest-table2",
@@ -55,12 +46,6 @@ NAMES = (
     "lipschitz-table2",
     "calibration",
 )
-PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def need(kind: str) -> None:
-    if not (DATA / FILES[kind]).is_file():
-        pytest.skip(f"no {FILES[kind]}: set LRSEARCH_DATA to its folder")
 
 
 # --- the list --------------------------------------------------------------------------------
@@ -171,11 +156,6 @@ def assert_one_line(capsys: pytest.CaptureFixture[str], names: str) -> None:
 
 # --- quick cuts ------------------------------------------------------------------------------
 
-COMPARED = [
-    *("published", "published_sd", "published_n", "measured", "measured_sd", "measured_n"),
-    *("not_finite", "gap", "standard_error", "pvalue", "flagged"),
-]
-
 
 def grid(factors: tuple[float, ...]) -> set[tuple[object, ...]]:
     """Methods x rates of Tables 1 and 3."""
@@ -226,70 +206,6 @@ EXPECTED: dict[str, tuple[str, list[str], set[tuple[object, ...]], set[str], set
         *({"comparison", "recomputed"}, {"curves", "mnist"}, "accuracy"),
     ),
 }
-
-
-class Called:
-    """A quick reproduction by the command line, in a folder of its own."""
-
-    def __init__(self, name: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.name, self.out, self._capsys = name, out, capsys
-
-    def __call__(self, *more: str) -> str:
-        command = ["reproduce", self.name, "--scale", "quick", "--seeds", "1", "--workers", "1"]
-        places = ["--data-dir", str(DATA), "--out", str(self.out)]
-        self._capsys.readouterr()  # what MLflow's client told the test
-        assert main([*command, *places, *more]) == 0
-        out, err = self._capsys.readouterr()
-        assert err == ""  # no terminal, no progress
-        return out
-
-    def table(self, name: str = "comparison") -> pd.DataFrame:
-        return pd.read_parquet(self.out / f"{name}.parquet")
-
-    def cells(self) -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in (self.out / "cells").iterdir()}
-
-
-def assert_goes_on(call: Called, monkeypatch: pytest.MonkeyPatch, tables: set[str]) -> None:
-    """A second call measures nothing and says the same, as JSON alone on stdout."""
-    cells, before = call.cells(), {name: call.table(name) for name in tables}
-    assert {Path(name).suffix for name in cells} == {".npz"}
-
-    def measured_again(*_: Any, **__: Any) -> None:
-        raise AssertionError("a finished cell was measured again")
-
-    monkeypatch.setattr("experiments.banks.Bank.backward", measured_again)
-    content = json.loads(call("--no-tracking", "--json", "-"))
-    assert call.cells() == cells
-    assert content["name"] == call.name
-    assert (content["scale"], content["missing_cells"]) == ("quick", 0)
-    assert (content["run_id"], content["tracking_uri"]) == ("", "")
-    assert content["folder"] == str(call.out)
-    assert set(content["tables"]) == tables
-    for name, table in before.items():
-        pd.testing.assert_frame_equal(call.table(name), table)
-        assert len(content["tables"][name]) == len(table)
-        assert set(content["tables"][name][0]) == set(table.columns)
-
-
-def assert_files(call: Called, tables: set[str], figures: set[str]) -> None:
-    files = {path.name for path in call.out.iterdir()}
-    expected = {"cells", "runs.parquet", "report.txt", *(f"{name}.png" for name in figures)}
-    assert files == expected | {f"{name}.{kind}" for name in tables for kind in ("parquet", "csv")}
-    for name in figures:
-        assert (call.out / f"{name}.png").read_bytes().startswith(PNG)
-
-
-def assert_compares(call: Called, by: list[str], lines: set[tuple[object, ...]], of: str) -> None:
-    """Each line of the table is a group of runs, with its mean."""
-    table, runs = call.table(), call.table("runs")
-    assert list(table.columns) == [*by, *COMPARED]
-    assert set(table[by].itertuples(index=False, name=None)) == lines
-    assert len(table) == len(lines) == len(runs)  # one seed
-    assert table["measured_n"].eq(1).sum() + table["not_finite"].sum() == len(table)
-    finite = runs[np.isfinite(runs[of])]
-    assert sorted(table["measured"].dropna()) == sorted(finite[of])
-    assert set(runs["seed"]) == {0}
 
 
 @pytest.mark.slow
@@ -345,45 +261,6 @@ def test_cells_of_another_version_are_told(
 # --- networks, epoch by epoch -----------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_a_quick_cut_of_the_mnist_cnn_has_every_method_and_epoch(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    need("mnist")
-    call = Called("lipschitz-mnist-cnn", tmp_path / "out", capsys)
-    text = call("--no-tracking")
-    assert "quick cut" in text
-    assert "not finished" not in text
-    tables = {"comparison", "comparison_last", "epochs"}
-    (call.out / "checkpoints").rmdir()  # empty: every cell is finished
-    assert_files(call, tables, {"rates", "accuracy"})
-    methods = {"SGD", "Momentum", "Adam", "SGD 0.01", "Momentum 0.01", "Adam 0.001"}
-    assert_compares(call, ["method"], {(method,) for method in methods}, "accuracy")
-    epochs, runs = call.table("epochs"), call.table("runs").set_index("method")
-    assert list(epochs.groupby("method")["epoch"].agg(list)) == [[1, 2]] * len(methods)
-    for method, rows in epochs.groupby("method"):
-        assert runs.loc[method, "accuracy"] == rows["accuracy"].max()
-        assert runs.loc[method, "accuracy_last"] == rows["accuracy"].iloc[-1]
-    last = call.table("comparison_last").set_index("method")
-    assert (last["measured"] == runs["accuracy_last"].reindex(last.index)).all()
-    assert last["published"].dropna().to_dict() == {
-        "SGD": 99.34,
-        "Momentum": 99.51,
-        "Adam": 87.95,
-    }
-    adaptive = epochs[epochs["lipschitz"].notna()]
-    assert set(adaptive["method"]) == {"SGD", "Momentum", "Adam"}
-    sgd = epochs[epochs["method"] == "SGD"]
-    assert (sgd["lr"] * sgd["lipschitz"]).tolist() == pytest.approx([1.0, 1.0])
-    fixed = epochs[~epochs["method"].isin(["SGD", "Momentum", "Adam"])]
-    assert fixed["lr"].tolist() == [0.01] * 4 + [0.001] * 2
-    monkeypatch.setattr(
-        "experiments.lipschitz.mnist_cnn.train",
-        lambda *_, **__: pytest.fail("a finished cell was measured again"),
-    )
-    assert_goes_on(call, monkeypatch, tables)
-
-
 # --- our own measurements --------------------------------------------------------------------
 
 
@@ -409,47 +286,6 @@ def test_a_quick_look_at_shifts_has_every_task_and_mode(
 
 
 @pytest.mark.slow
-def test_a_quick_look_at_lipschitz_rates_has_every_optimizer_and_method(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    call = Called("lipschitz-shifts", tmp_path / "out", capsys)
-    text = call("--no-tracking")
-    assert "guarded less the other, paired over tasks and seeds" in text
-    tables, figures = {"regrets", "totals", "paired"}, {"regrets"}
-    assert_files(call, tables, figures)
-    table, runs = call.table("regrets"), call.table("runs")
-    quick = lipschitz_shifts.tasks_of(Plan("quick"))
-    assert set(table[["optimizer", "task", "method"]].itertuples(index=False, name=None)) == {
-        (optimizer, task, method)
-        for optimizer in lipschitz_shifts.OPTIMIZERS
-        for task in quick
-        for method in lipschitz_shifts.SEARCHES
-    }
-    fixed = runs[runs["method"] == "fixed"]
-    assert len(fixed) == len(quick) * len(lipschitz_shifts.OPTIMIZERS) * len(GRID)
-    best = fixed.groupby(["optimizer", "task"])["accuracy"].max()
-    for row in table.to_dict("records"):
-        key = row["optimizer"], row["task"]
-        assert row["regret"] == pytest.approx(best[key] - row["accuracy"], abs=2e-3)  # rounded
-    totals = call.table("totals")
-    assert totals["failed"].sum() == table["failed"].sum()
-    # Every step of every trial is on the bill: tries and ladders cost more than one training.
-    steps = runs[runs["rate"] == "own"].groupby(["optimizer", "method"])["steps"].min()
-    assert (steps >= fixed["steps"].min()).all()
-    assert_goes_on(call, monkeypatch, tables)
-
-
-def test_shifts_of_lipschitz_rates_are_those_of_exptest_and_the_six() -> None:
-    assert set(TASKS) < set(lipschitz_shifts.ALL)
-    assert set(lipschitz_shifts.ALL) - set(TASKS) == {"logistic, inputs x 0.01"}
-    assert set(lipschitz_shifts.SIX) <= set(lipschitz_shifts.ALL)
-    cells = lipschitz_shifts.cells(Plan())
-    assert len(cells) == 12 * 4 * 3
-    # Seed by seed: a run that is cut short has the same tasks for every seed but the last.
-    assert [cell["seed"] for cell in cells] == sorted(cell["seed"] for cell in cells)
-
-
-@pytest.mark.slow
 def test_a_quick_calibration_has_every_group_and_keeps_alpha(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -468,38 +304,6 @@ def test_a_quick_calibration_has_every_group_and_keeps_alpha(
         lambda *_, **__: pytest.fail("a finished cell was measured again"),
     )
     assert_goes_on(call, monkeypatch, {"calibration"})
-
-
-@pytest.mark.slow
-def test_a_quick_cut_of_the_lipschitz_epochs_has_every_set_and_goes_on(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    need("covertype")
-    call = Called("lipschitz-table1", tmp_path / "out", capsys)
-    text = call("--no-tracking")
-    assert "quick cut" in text
-    assert_files(call, {"epochs", "recomputed"}, {"curves"})
-    table, runs = call.table("epochs").set_index(["dataset", "rate"]), call.table("runs")
-    assert set(runs["dataset"]) == set(TABLE1)
-    assert set(runs["seed"]) == {0}
-    assert len(table) == len(runs) == 2 * len(TABLE1) + 4  # least squares: the text's K too
-    # Least squares are whole on a cut too: energy's printed epochs, up to the initial weights.
-    for rate, epochs in (("0.1", 489_592), ("1/L", 3_833)):
-        assert table.loc[("energy", rate), "published"] == epochs
-        assert table.loc[("energy", rate), "median"] == pytest.approx(epochs, rel=1e-3)
-    assert table.loc[("breast-cancer", "0.1"), "not_reached"] == 1  # told, not guessed
-    assert np.isnan(table.loc[("breast-cancer", "0.1"), "median"])
-    assert table.loc[("breast-cancer", "1/L"), "median"] == 2
-    hits = call.table("recomputed")
-    hits = hits[hits["verdict"].str.startswith("hit")]
-    assert set(hits["dataset"]) == {"boston", "california", "energy", "breast-cancer", "covertype"}
-    assert hits["ratio"].between(0.999, 1.001).all()
-    for looked in ("descent.Logistic.look", "descent.Softmax.look", "descent.Path.__init__"):
-        monkeypatch.setattr(
-            f"experiments.lipschitz.{looked}",
-            lambda *_, **__: pytest.fail("a finished cell was measured again"),
-        )
-    assert_goes_on(call, monkeypatch, {"epochs", "recomputed"})
 
 
 # --- the recorded runs -----------------------------------------------------------------------
