@@ -38,9 +38,11 @@ UID: Final = "lrsearch.trial_uid"
 PARENT: Final = "mlflow.parentRunId"
 # A request that takes longer may have been made more than once, by the client's own retries.
 _DOUBTFUL_SECONDS: Final = 5.0
-# Longer than it takes from a search that finds no run to its creation. Whoever looks again so long
-# after its own creation sees everybody who has not seen it.
+# Longer than it takes another process from a search that finds no run to its creation, judged by
+# what it took here. Whoever looks again so long after its own creation sees everybody who has not
+# seen it.
 _SETTLE_SECONDS: Final = 2.0
+_SETTLE_FACTOR: Final = 3.0
 # How the writer of somebody else's run ends: nothing more comes, and the run stays open.
 LEFT: Final = "left"
 _STATUS: Final = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
@@ -146,18 +148,28 @@ class Delivery:
                 install_views(client, experiment)
         asked = self._mark.creating
         self._note(creating=True, doubtful=self._mark.doubtful or asked)
+        began = time.monotonic()
         # One process at a time looks and creates, where that can be had.
         with alone(self._connection.uri) if header.key else contextlib.nullcontext(True) as safe:
-            if asked or header.key or header.named:
-                found = self._twins(experiment)
-                if found:
-                    return self._adopted(found[0]), experiment
-            tags = {**header.tags, UID: self._key} | ({PARENT: parent} if parent else {})
-            run = client.create_run(
-                experiment, start_time=header.start_time, tags=tags, run_name=header.name
-            )
-        run_id = str(run.info.run_id)
-        return run_id if safe or parent else self._settled(run_id, experiment), experiment
+            agreed = safe or bool(parent)
+            looks = asked or header.key or header.named
+            found = self._twins(experiment) if looks else []
+            if found and (agreed or found[0].info.status != "RUNNING"):
+                return self._adopted(found[0]), experiment
+            run_id = "" if found else self._new(experiment, parent)
+        if not agreed:
+            run_id = self._settled(run_id, experiment, time.monotonic() - began)
+        return run_id, experiment
+
+    def _new(self, experiment: str, parent: str) -> str:
+        header = self.header
+        run = self._connection.client.create_run(
+            experiment,
+            start_time=header.start_time,
+            tags={**header.tags, UID: self._key} | ({PARENT: parent} if parent else {}),
+            run_name=header.name,
+        )
+        return str(run.info.run_id)
 
     @property
     def _key(self) -> str:
@@ -171,14 +183,25 @@ class Delivery:
             self._connection.client.update_run(run_id, status="RUNNING")
         return run_id
 
-    def _settled(self, mine: str, experiment: str) -> str:
-        """Agree with processes that were creating the same run meanwhile: the first one counts."""
-        time.sleep(_SETTLE_SECONDS)
-        found = [str(run.info.run_id) for run in self._twins(experiment)]
-        if found and found[0] != mine:
+    def _settled(self, mine: str, experiment: str, took: float) -> str:
+        """Agree with processes that look for the same run meanwhile: the first one counts.
+
+        Args:
+            mine: id of the run created here; "" if another's was found, which may yet yield.
+            experiment: id of the experiment.
+            took: seconds that it took here to look and create.
+
+        Raises:
+            OSError: if no run is left.
+        """
+        time.sleep(max(_SETTLE_SECONDS, _SETTLE_FACTOR * took))
+        found = self._twins(experiment)
+        if not found:
+            raise OSError("the run of this study has gone while it was being opened")
+        chosen = str(found[0].info.run_id)
+        if mine and mine != chosen:
             self._connection.client.delete_run(mine)
-            return found[0]
-        return mine
+        return chosen if chosen == mine else self._adopted(found[0])
 
     def _twins(self, experiment: str) -> list[Run]:
         """Runs of this uid, the first one first: a slow server may have made several."""

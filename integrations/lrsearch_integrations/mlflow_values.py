@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pandas.api.types import is_object_dtype
 
 from lrsearch.errors import InvalidTypeError
 from lrsearch_integrations.spool import SpooledRun
@@ -67,7 +68,7 @@ def table_files(name: str, table: pd.DataFrame) -> dict[str, bytes]:
     try:
         parquet = _parquet(frame)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        mixed = frame.select_dtypes("object").columns
+        mixed = [column for column in map(str, frame) if is_object_dtype(frame[column])]
         frame = frame.assign(
             **{column: [text(value, PARAM_LENGTH) for value in frame[column]] for column in mixed}
         )

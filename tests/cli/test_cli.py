@@ -360,7 +360,7 @@ def test_every_option_of_search_reaches_the_engine(
 
     monkeypatch.setattr("lrsearch.engine.search", fake)
     pairs = [part for pair in SEARCH_OPTIONS.items() for part in pair]
-    assert main(["search", "any", *pairs, "--resume", "--no-tracking"]) == 0
+    assert main(["search", "any", *pairs, "--resume", "--no-tracking", "--log-model"]) == 0
     del given["watcher"]
     assert given == {
         "task": "any",
@@ -382,6 +382,7 @@ def test_every_option_of_search_reaches_the_engine(
         "data_dir": ".",
         "start": "lipschitz",
         "multipliers": (0.1, 1.0),
+        "log_model": True,
     }
 
 

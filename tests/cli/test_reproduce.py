@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reproducing import DATA, Called, assert_compares, assert_files, assert_goes_on, need
+from reproducing import DATA, FILES, Called, assert_compares, assert_files, assert_goes_on, need
 
 from experiments.exptest.methods import FROM_PAPER
 from experiments.exptest.published import (

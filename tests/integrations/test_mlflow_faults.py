@@ -31,9 +31,10 @@ TRAINING = """if True:
     import os, sys, time
     from lrsearch_integrations.mlflow_tracker import open_study_run
     uri, steps, pause, end = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+    uid = sys.argv[5]
     study = open_study_run(experiment="faults", name="study", tracking_uri=uri)
     for k in range(2):
-        trial = study.child(f"trial-{k}", uid=f"uid-{k}")
+        trial = study.child(f"trial-{k}", uid=f"{uid}-{k}")
         trial.log_params({"lr": 0.1})
         for step in range(steps):
             trial.log_metrics({"train/loss": 1.0 / (1 + step), "train/lr": 0.1}, step)
@@ -62,10 +63,16 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def start(
-    folder: Path, uri: str, *, steps: int = 500, pause: float = 0.0, end: str = "well"
+    folder: Path,
+    uri: str,
+    *,
+    steps: int = 500,
+    pause: float = 0.0,
+    end: str = "well",
+    uid: str = "uid",
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", TRAINING, uri, str(steps), str(pause), end],
+        [sys.executable, "-c", TRAINING, uri, str(steps), str(pause), end, uid],
         cwd=folder,
         env=environment(folder),
         stdout=subprocess.PIPE,
@@ -314,7 +321,7 @@ def test_four_processes_meet_in_a_fresh_store(tmp_path: Path) -> None:
     processes = []
     for k in range(4):
         (tmp_path / str(k)).mkdir()
-        processes.append(start(tmp_path / str(k), uri, steps=200))
+        processes.append(start(tmp_path / str(k), uri, steps=200, uid=f"uid-{k}"))
     for process in processes:
         code, out, err = end_of(process)
         assert (code, out) == (0, "trained\n"), err
