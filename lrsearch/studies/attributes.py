@@ -17,6 +17,16 @@ marks a trial that came when the ladder had no rung left inside the suggested ra
 REASON: Final = "lrsearch:reason"
 """Trial: why its rate was accepted, or why it was pruned, in a few words."""
 
+ACCEPTED: Final = "lrsearch:accepted"
+"""Trial on a rung: ``{"trial": int, "step": int}``, the last step of the window that it passed.
+
+Like `DOMINATED` it names the trial that wrote it, as the retry of a dead trial gets a copy of all
+attributes; with another trial's number it says nothing."""
+
+DOMINATED: Final = "lrsearch:dominated"
+"""Trial on a rung: ``{"trial": int, "by": int}``, the trial on a higher rung for which it was
+pruned."""
+
 PVALUE: Final = "lrsearch:pvalue"
 """Trial: p-value of the test that decided it."""
 
@@ -31,3 +41,12 @@ MULTIPLIER: Final = "lrsearch:multiplier"
 
 What ``LipschitzSampler(tries=True)`` divided by the Lipschitz constant; the place of the multiplier
 in its list marks a try, ``None`` a trial that took the best try's."""
+
+LEASED: Final = "lrsearch:leased"
+"""Study: true where every worker holds a lease on its trial, so that one without may be reaped."""
+
+LEASE: Final = "lrsearch:lease"
+"""Trial: who works on it, see `lrsearch.studies.leases`; ``None`` while it waits for a worker."""
+
+ATTEMPTS: Final = "lrsearch:attempts"
+"""Trial: ``{"died": int, "last": str}``: how many workers died over it, and who was the last."""

@@ -17,7 +17,7 @@ from lrsearch.errors import InvalidArgumentError, require_in_open_unit_interval,
 from lrsearch.studies.attributes import PVALUE, REASON, RUNG, STOP_REASON
 from lrsearch.studies.exptest_pruner import ExpTestPruner
 from lrsearch.studies.owned_parameter import OwnedParameterSampler
-from lrsearch.studies.rungs import Rung, Scale, Search, read_rung
+from lrsearch.studies.rungs import Rung, Scale, Search, read_rung, was_queued
 
 _PATIENCE_SECONDS = 2.0
 _SHORTEST_NAP_SECONDS = 0.001
@@ -39,10 +39,15 @@ class ExpTestSampler(OwnedParameterSampler):
     birth), so rungs are handed out in the order of the numbers. It waits two seconds at most, in
     case a worker died in between.
 
+    The answer is that of one worker: a completed trial ends its ladder once every higher rung was
+    rejected. With ``ExpTest(trial=...)`` a trial whose rate passes the test ends those on lower
+    rungs of its ladder at their next window; should it come to grief later, their rungs are tried
+    again. Meanwhile no rung below it is handed out.
+
     A trial that failed says nothing of its rate: its rung is tried again (twice). An enqueued
     value of the learning rate wins, and that trial stands on no ladder; an enqueued configuration
-    without one begins a ladder of its own. A worker that comes when the range is used up takes
-    a value from the base sampler.
+    without one begins a ladder of its own. A worker that comes when no rung is left for it takes
+    a value from the base sampler; ``waits(study)`` tells beforehand.
 
     Args:
         lr_max: rate of rung 0, cut at the upper end of the suggested range, which is also the
@@ -90,8 +95,29 @@ class ExpTestSampler(OwnedParameterSampler):
         # and not one wait a trial. No part of the search: losing it costs time alone.
         self._given_up: set[tuple[str, int]] = set()
 
+    def waits(self, study: optuna.Study) -> bool:
+        """Whether a worker should wait before it asks for a trial.
+
+        True where every sensible rung is being tried, as below a rung that was accepted and still
+        trains, but one may be free again later. While it is True a trial on the ladder runs, so
+        ask again when one has ended. False once the study is decided, and in studies that can
+        begin another ladder.
+        """
+        return self._stop_when_found and self._search(_all_trials(study)).waits()
+
+    def verdict(self, study: optuna.Study) -> str | None:
+        """Why a study of the learning rate alone is over, in one sentence; None if it is not.
+
+        What the trials say now. `STOP_REASON` holds the same, but when the last two trials of a
+        study end within a moment, neither of their workers may see the other's end and write it.
+        """
+        search = self._search(_all_trials(study))
+        return search.verdict() if self._stop_when_found and search.is_alone() else None
+
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Take a rung, unless the learning rate is fixed or a retry brings its rung along."""
+        if "failed_trial" in trial.system_attrs and _says_why_it_ended(trial):
+            _record(study, trial, REASON, "")  # That was the end of another attempt.
         fixed = self._lr_name in trial.params or self._lr_name in _fixed_params(trial)
         if not fixed and read_rung(trial) is None:
             self._take_rung(study, trial)
@@ -136,7 +162,7 @@ class ExpTestSampler(OwnedParameterSampler):
     ) -> None:
         """Pass on to the base sampler; explain a pruned trial; stop the study if it is decided."""
         super().after_trial(study, trial, state, values)
-        if state == TrialState.PRUNED and REASON not in trial.user_attrs:
+        if state == TrialState.PRUNED and not _says_why_it_ended(trial):
             self._explain(study, trial)
         if self._stop_when_found:
             self._stop_if_decided(study, trial, state)
@@ -168,17 +194,17 @@ class ExpTestSampler(OwnedParameterSampler):
             return None
         rate = self._scale.rate(place.rung, distribution)
         if rate is None:
-            _record(study, trial, Rung(place.ladder, None))
+            _record(study, trial, RUNG, Rung(place.ladder, None)._asdict())
         return rate
 
     def _take_rung(self, study: optuna.Study, trial: FrozenTrial) -> Rung:
-        if _was_queued(trial):
+        if was_queued(trial):
             place = Rung(trial.number, 0)
         else:
             search = self._search(self._trials_after_elders(study, trial))
             one_ladder = self._stop_when_found and search.is_alone()
             place = search.choose(trial.number, one_ladder=one_ladder)
-        _record(study, trial, place)
+        _record(study, trial, RUNG, place._asdict())
         return place
 
     def _trials_after_elders(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
@@ -197,7 +223,7 @@ class ExpTestSampler(OwnedParameterSampler):
                 if each.number < trial.number
                 and each.state == TrialState.RUNNING
                 and read_rung(each) is None
-                and not _was_queued(each)
+                and not was_queued(each)
             ]
 
         return self._await(study, elders_without_rung)
@@ -277,10 +303,9 @@ def _all_trials(study: optuna.Study) -> list[FrozenTrial]:
     return study._storage.get_all_trials(study._study_id, deepcopy=False)
 
 
-def _record(study: optuna.Study, trial: FrozenTrial, place: Rung) -> None:
-    value = place._asdict()
-    study._storage.set_trial_user_attr(trial._trial_id, RUNG, value)
-    trial.user_attrs[RUNG] = value  # As Trial.set_user_attr does for the worker's own copy.
+def _record(study: optuna.Study, trial: FrozenTrial, name: str, value: Any) -> None:
+    study._storage.set_trial_user_attr(trial._trial_id, name, value)
+    trial.user_attrs[name] = value  # As Trial.set_user_attr does for the worker's own copy.
 
 
 def _fixed_params(trial: FrozenTrial) -> dict[str, Any]:
@@ -288,9 +313,10 @@ def _fixed_params(trial: FrozenTrial) -> dict[str, Any]:
     return fixed
 
 
-def _was_queued(trial: FrozenTrial) -> bool:
-    """Whether ``trial`` was enqueued or is a retry, so that its number is older than its start."""
-    return "fixed_params" in trial.system_attrs or "failed_trial" in trial.system_attrs
+def _says_why_it_ended(trial: FrozenTrial) -> bool:
+    """Whether ``trial`` has a reason for its end; why its rate was accepted is none."""
+    reason = str(trial.user_attrs.get(REASON, ""))
+    return bool(reason) and not reason.startswith("accepted:")
 
 
 def _fits(distribution: BaseDistribution, other: FrozenTrial, name: str) -> bool:

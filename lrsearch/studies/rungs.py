@@ -3,6 +3,11 @@
 A *ladder* is one configuration (all parameters but the learning rate) tried at
 ``top * beta**rung`` for rung 0, 1, 2, ... until a trial completes or the range ends. It bears the
 number of the trial that began it, so two workers never begin the same one.
+
+One worker climbs down rung by rung, and the first rung that completes is the answer. Several try
+rungs below one that still runs, and must answer the same: a completed trial counts once every
+higher rung was rejected, and a trial that was pruned because a higher rung passed its test says
+nothing of its own rate, so its rung is tried again should the higher one come to grief.
 """
 
 from __future__ import annotations
@@ -10,12 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
 from optuna.distributions import FloatDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
-from lrsearch.studies.attributes import RUNG
+from lrsearch.studies.attributes import ACCEPTED, DOMINATED, RUNG
 from lrsearch.studies.owned_parameter import is_rate_range
 
 ATTEMPTS_PER_RUNG = 3
@@ -26,16 +32,59 @@ _UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
 class Rung(NamedTuple):
-    """A trial's place; ``rung`` is None where the ladder had none left in the range."""
+    """A trial's place; ``rung`` is None where the ladder had none left for it."""
 
     ladder: int
     rung: int | None
 
 
-def read_rung(trial: FrozenTrial) -> Rung | None:
+class RungState(Enum):
+    """What the trials on a rung have said of its rate, together."""
+
+    OPEN = "open"
+    """One of them has yet to end."""
+
+    AGAIN = "again"
+    """Nothing: they failed, or gave way to a higher rung. The rung is tried again."""
+
+    REJECTED = "rejected"
+    COMPLETE = "complete"
+
+
+def read_rung(trial: BaseTrial) -> Rung | None:
     """Return the place that ``trial`` has recorded, if any."""
     place = trial.user_attrs.get(RUNG)
     return None if place is None else Rung(place["ladder"], place["rung"])
+
+
+def is_accepted(trial: FrozenTrial) -> bool:
+    """Whether ``trial`` runs and has passed its test."""
+    return trial.state == TrialState.RUNNING and _is_own(trial, ACCEPTED)
+
+
+def gave_way(trial: FrozenTrial) -> bool:
+    """Whether ``trial`` was pruned because a higher rung was accepted: its rate was not judged."""
+    return trial.state == TrialState.PRUNED and _is_own(trial, DOMINATED)
+
+
+def was_queued(trial: FrozenTrial) -> bool:
+    """Whether ``trial`` was enqueued or is a retry, so that its number is older than its start."""
+    return "fixed_params" in trial.system_attrs or "failed_trial" in trial.system_attrs
+
+
+def is_spare(trial: FrozenTrial) -> bool:
+    """Whether ``trial`` waits for a worker, and for a rung as a new one does.
+
+    Its worker died before it took one.
+    """
+    waiting = trial.state == TrialState.WAITING
+    return waiting and read_rung(trial) is None and not was_queued(trial)
+
+
+def _is_own(trial: FrozenTrial, name: str) -> bool:
+    """Whether ``trial`` has written that attribute itself: a retry gets those of the dead one."""
+    kept = trial.user_attrs.get(name)
+    return isinstance(kept, dict) and kept.get("trial") == trial.number
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,26 +128,71 @@ class Ladder:
             if place is not None and place.rung is not None
         ]
 
+    def states(self) -> dict[int, RungState]:
+        """Return what became of each rung, the highest rate first."""
+        trials: dict[int, list[FrozenTrial]] = {}
+        for rung, trial in self.held():
+            trials.setdefault(rung, []).append(trial)
+        return {rung: _state_of(trials[rung]) for rung in sorted(trials)}
+
     def found(self) -> FrozenTrial | None:
-        """Return the completed trial with the largest rate, if any."""
-        completed = [pair for pair in self.held() if pair[1].state == TrialState.COMPLETE]
-        return min(completed, key=lambda pair: pair[0])[1] if completed else None
+        """Return the completed trial below which one worker would never have got, if any."""
+        for rung, state in self.states().items():
+            if state is RungState.COMPLETE:
+                return self._completed(rung)
+            if state is not RungState.REJECTED:
+                return None
+        return None
+
+    def best(self) -> FrozenTrial | None:
+        """Return the completed trial with the largest rate, final or not."""
+        done = [rung for rung, state in self.states().items() if state is RungState.COMPLETE]
+        return self._completed(done[0]) if done else None
+
+    def leader(self) -> tuple[int, FrozenTrial] | None:
+        """Return the highest rung with an accepted or a completed trial, and that trial."""
+        states = self.states()
+        able = [
+            (rung, trial)
+            for rung, trial in self.held()
+            if trial.state == TrialState.COMPLETE
+            or (is_accepted(trial) and states[rung] is not RungState.REJECTED)
+        ]
+        return min(able, key=lambda pair: pair[0]) if able else None
 
     def undecided(self) -> bool:
         """Whether a trial that holds a rung has yet to end."""
-        return any(trial.state in _UNFINISHED for _, trial in self.held())
+        return RungState.OPEN in self.states().values()
 
-    def next_rung(self) -> int:
-        """Return the lowest rung to be tried again, else the one after the last."""
-        states: dict[int, list[TrialState]] = {}
-        for rung, trial in self.held():
-            states.setdefault(rung, []).append(trial.state)
-        again = [
-            rung
-            for rung, ends in states.items()
-            if len(ends) < ATTEMPTS_PER_RUNG and all(end == TrialState.FAIL for end in ends)
-        ]
-        return min(again) if again else max(states, default=-1) + 1
+    def next_rung(self) -> int | None:
+        """Return the lowest rung to be tried again, else the one after the last.
+
+        None if that lies below an accepted or completed one.
+        """
+        states, leader = self.states(), self.leader()
+        again = [rung for rung, state in states.items() if state is RungState.AGAIN]
+        rung = again[0] if again else max(states, default=-1) + 1
+        return rung if leader is None or rung < leader[0] else None
+
+    def _completed(self, rung: int) -> FrozenTrial:
+        return next(
+            trial
+            for place, trial in self.held()
+            if place == rung and trial.state == TrialState.COMPLETE
+        )
+
+
+def _state_of(trials: Sequence[FrozenTrial]) -> RungState:
+    """Return what the trials of one rung say together."""
+    states = [trial.state for trial in trials]
+    if TrialState.COMPLETE in states:
+        return RungState.COMPLETE
+    if any(trial.state == TrialState.PRUNED and not gave_way(trial) for trial in trials):
+        return RungState.REJECTED
+    if any(state in _UNFINISHED for state in states):
+        return RungState.OPEN
+    given_up = states.count(TrialState.FAIL) >= ATTEMPTS_PER_RUNG
+    return RungState.REJECTED if given_up else RungState.AGAIN
 
 
 def read_ladders(trials: Iterable[FrozenTrial]) -> list[Ladder]:
@@ -109,6 +203,17 @@ def read_ladders(trials: Iterable[FrozenTrial]) -> list[Ladder]:
         if place is not None:
             members.setdefault(place.ladder, []).append(trial)
     return [Ladder(number, tuple(members[number])) for number in sorted(members)]
+
+
+def find_answer(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
+    """Return the trial that the oldest ladder with an answer has found.
+
+    Where the budget ended before any ladder was decided: the completed trial with the largest rate
+    of the oldest ladder that has one. None if no trial on a ladder was completed.
+    """
+    ladders = read_ladders(trials)
+    answers = [*(each.found() for each in ladders), *(each.best() for each in ladders)]
+    return next((answer for answer in answers if answer is not None), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,20 +242,30 @@ class Search:
     def choose(self, trial_number: int, *, one_ladder: bool) -> Rung:
         """Return the place of the new trial ``trial_number``.
 
-        The oldest ladder that has neither a completed trial nor come to the end of the range goes
-        on: so a rung that failed late is not lost. Without such a ladder a new one begins; but
-        where ``one_ladder`` would repeat the rates of one that is still being tried, the trial
-        gets no rung.
+        The oldest ladder that has neither an answer nor come to the end of the range goes on: so
+        a rung that failed late is not lost. It goes on at a rung to be tried again, else below
+        the last; never below one that was accepted or completed. Without such a ladder a new one
+        begins; but where ``one_ladder`` would repeat the rates of one that is still being tried,
+        the trial gets no rung.
         """
-        unfound = [ladder for ladder in read_ladders(self.trials) if ladder.found() is None]
-        for ladder in unfound:
-            if self._has_room(ladder):
-                return Rung(ladder.number, ladder.next_rung())
-        if one_ladder:
-            for ladder in unfound:
-                if ladder.undecided():
-                    return Rung(ladder.number, None)
-        return Rung(trial_number, 0)
+        place = self._free_place(one_ladder=one_ladder)
+        return Rung(trial_number, 0) if place is None else place
+
+    def waits(self) -> bool:
+        """Whether a new trial would be of no use now, but may be later.
+
+        True in a study of the rate alone that is not over, but whose every rung that makes sense
+        is being tried: those below a rung that was accepted may be needed yet, should it come to
+        grief. A queued trial is of use, but for one that would take a rung as a new one does;
+        trials that have yet to record their rung are not counted, since their worker may have died.
+        While it is True, a trial on a ladder runs.
+        """
+        if not self.is_alone() or self.verdict() is not None:
+            return False
+        if any(each.state == TrialState.WAITING and not is_spare(each) for each in self.trials):
+            return False
+        place = self._free_place(one_ladder=True)
+        return place is not None and place.rung is None
 
     def verdict(self) -> str | None:
         """Return why the search for the rate is over, or None while it goes on."""
@@ -160,7 +275,9 @@ class Search:
             if found is not None:
                 rate = found.params.get(self.lr_name)
                 return f"trial {found.number} completed with {self.lr_name}={rate!r}"
-        if not ladders or any(each.undecided() or self._has_room(each) for each in ladders):
+            if ladder.undecided() or self._free_rung(ladder) is not None:
+                return None
+        if not ladders:
             return None
         last = ladders[-1]
         suggested = self._range(last)
@@ -169,9 +286,22 @@ class Search:
             f"beta={self.scale.beta} lies below {suggested.low if suggested else None!r}"
         )
 
-    def _has_room(self, ladder: Ladder) -> bool:
-        suggested = self._range(ladder)
-        return suggested is None or self.scale.rate(ladder.next_rung(), suggested) is not None
+    def _free_place(self, *, one_ladder: bool) -> Rung | None:
+        """Return the next place on the ladders that there are; None if a new one is to begin."""
+        for ladder in read_ladders(self.trials):
+            if ladder.found() is not None:
+                continue
+            rung = self._free_rung(ladder)
+            if rung is not None or (one_ladder and ladder.undecided()):
+                return Rung(ladder.number, rung)
+        return None
+
+    def _free_rung(self, ladder: Ladder) -> int | None:
+        """Return the ladder's next rung, or None if it has none inside the range."""
+        rung, suggested = ladder.next_rung(), self._range(ladder)
+        if rung is None or suggested is None:
+            return rung
+        return rung if self.scale.rate(rung, suggested) is not None else None
 
     def _range(self, ladder: Ladder) -> FloatDistribution | None:
         """Return the newest range that was suggested, on this ladder if it has one."""

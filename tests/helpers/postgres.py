@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,10 +28,14 @@ class PostgresServer:
     Attributes:
         port: where it listens.
         programs: the folder of PostgreSQL's programs.
+        start: run it (again), until it answers; raises RuntimeError if it does not.
+        stop: end it at once, without waiting for its clients.
     """
 
     port: int
     programs: Path
+    start: Callable[[], None]
+    stop: Callable[[], None]
 
     def create_database(self, name: str) -> str:
         """Create an empty database; returns its address for SQLAlchemy (MLflow, Optuna)."""
@@ -84,26 +88,37 @@ def serve() -> Iterator[PostgresServer]:
             "fsync": "off",  # what is lost with the machine's power is nobody's loss
         }
         options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
-        with tempfile.TemporaryFile() as log:
+        processes: list[subprocess.Popen[bytes]] = []
+
+        def start() -> None:
             process = subprocess.Popen(
                 [programs / "postgres", "-D", data, *options],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 **as_user,
             )
-            try:
-                if not _answers(process, port, programs):
-                    log.seek(0)
-                    said = log.read()[-500:].decode(errors="replace")
-                    raise RuntimeError(f"PostgreSQL did not start: {said}")
-                yield PostgresServer(port, programs)
-            finally:
+            processes.append(process)
+            if not _answers(process, port, programs):
+                log.seek(0)
+                said = log.read()[-500:].decode(errors="replace")
+                raise RuntimeError(f"PostgreSQL did not start: {said}")
+
+        def stop() -> None:
+            while processes:
+                process = processes.pop()
                 process.send_signal(signal.SIGINT)  # without waiting for its clients
                 try:
                     process.wait(30)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+
+        with tempfile.TemporaryFile() as log:
+            try:
+                start()
+                yield PostgresServer(port, programs, start, stop)
+            finally:
+                stop()
 
 
 def _answers(process: subprocess.Popen[bytes], port: int, programs: Path) -> bool:

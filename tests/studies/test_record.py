@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from lrsearch.studies import ExpTestPruner
 from lrsearch.studies.attributes import PVALUE, REASON, WINDOW_PREFIX
 from lrsearch.studies.record import TrialRecorder
 from lrsearch.training.exptest import ExpTest
@@ -138,6 +139,21 @@ def test_the_studys_own_pruner_has_its_say():
     with pytest.raises(optuna.TrialPruned, match="pruned by the study's pruner"):
         TrialRecorder(trial).window(window())
     assert study.trials[0].user_attrs[REASON] == "pruned by the study's pruner"
+
+
+def test_a_resumed_trial_is_not_judged_by_a_window_that_lies_before_it():
+    study, trial = asked(pruner=ExpTestPruner())
+    first = window(index=0, stop=60, decision="continue")
+    second = window(index=1, start=60, stop=120, decision="restart", reason="flat", pvalue=0.7)
+    TrialRecorder(trial).window(first)
+    # Its worker is killed as soon as the second window is written; the next one goes on from a
+    # checkpoint before the first.
+    trial.set_user_attr(f"{WINDOW_PREFIX}1", second.as_attribute())
+    resumed = TrialRecorder(optuna.Trial(study, trial._trial_id))
+    resumed.window(first)
+    with pytest.raises(optuna.TrialPruned, match="flat"):
+        resumed.window(second)
+    assert study.trials[0].user_attrs[REASON] == "flat"
 
 
 def test_quiet_windows_are_thinned_out_and_decisions_are_not():
