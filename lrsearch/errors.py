@@ -4,7 +4,8 @@ LrsearchError
  ├── InvalidArgumentError (also ValueError)   an argument outside what is allowed
  ├── InvalidTypeError     (also TypeError)    an argument of the wrong kind
  ├── MissingDataError     (also FileNotFoundError)   a data file that is nowhere to be found
- └── MissingPackageError  (also ImportError)  an optional package that is not installed
+ ├── MissingPackageError  (also ImportError)  an optional package that is not installed
+ └── CheckpointError      (also OSError)      a checkpoint that cannot be written
 
 Every message names the argument, what came, and what to do, in one line.
 """
@@ -32,6 +33,10 @@ class MissingDataError(LrsearchError, FileNotFoundError):
 
 class MissingPackageError(LrsearchError, ImportError):
     """An optional package is needed and not installed."""
+
+
+class CheckpointError(LrsearchError, OSError):
+    """A checkpoint cannot be written."""
 
 
 def require_in_open_unit_interval(name: str, value: float) -> float:

@@ -25,8 +25,15 @@ RunStatus = Literal["complete", "pruned", "failed"]
 class StepTracker(Protocol):
     """What a training tells while it runs."""
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record values at a step (gradient steps, counted from 0)."""
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int, *, timestamp: int | None = None
+    ) -> None:
+        """Record values at a step (gradient steps, counted from 0).
+
+        Their time is now unless given, in milliseconds since 1970. It is given alone where a
+        training may be gone on with, which tells some values twice: a store keeps one of those
+        that agree in key, time, step and value.
+        """
 
     def log_steps(self, losses: ArrayLike, start: int, lr: float) -> None:
         """Keep the loss of every step from ``start`` on, shape (steps,), for a table at the end."""
@@ -84,6 +91,9 @@ class RunTracker(StepTracker, Protocol):
     def finish(self, status: RunStatus) -> None:
         """Write what is buffered and close the run with its true status."""
 
+    def leave(self) -> None:
+        """Write what is buffered and stop; the run stays open for whoever goes on with its uid."""
+
 
 class NullRun:
     """A run that records nothing."""
@@ -91,7 +101,9 @@ class NullRun:
     run_id = ""
     tracking_uri = ""
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int, *, timestamp: int | None = None
+    ) -> None:
         """Record nothing."""
 
     def log_steps(self, losses: ArrayLike, start: int, lr: float) -> None:
@@ -127,6 +139,9 @@ class NullRun:
         return NullRun()
 
     def finish(self, status: RunStatus) -> None:
+        """Do nothing."""
+
+    def leave(self) -> None:
         """Do nothing."""
 
 

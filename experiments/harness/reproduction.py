@@ -16,13 +16,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from experiments.harness.cells import Cell, CellStore, Measured, cell_name, run_cells
-from experiments.harness.checkpoints import Checkpoint
 from lrsearch.errors import (
     InvalidArgumentError,
     MissingDataError,
     require_at_least,
     require_choice,
 )
+from lrsearch.training.checkpoints import Checkpoint
 from lrsearch.version import __version__
 
 if TYPE_CHECKING:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from experiments.harness.cells import Measured, Row
-from experiments.harness.checkpoints import Checkpoint
 from experiments.lipschitz.augmentation import Ranges, draw_moves, moved
 from experiments.lipschitz.network import mnist_cnn
 from lrsearch import LipschitzLR
+from lrsearch.errors import CheckpointError, InvalidArgumentError
 from lrsearch.tasks.sources import read_arrays
+from lrsearch.training.checkpoints import Checkpoint
 
 # Purposes of random numbers: each epoch has its own, so a resumed run needs no generator's state.
 _WEIGHTS, _ORDER, _MOVES, _DROPOUT = range(4)
@@ -199,6 +200,9 @@ def train(run: CnnRun, limits: Limits, checkpoint: Checkpoint | None = None) -> 
     Returns:
         One row with the best and the last epoch, the losses of all steps, and the epochs' rows; not
         complete if the deadline came first.
+
+    Raises:
+        InvalidArgumentError: if the checkpoint cannot be written.
     """
     state = None if checkpoint is None else checkpoint.load()
     if state is not None:
@@ -206,7 +210,7 @@ def train(run: CnnRun, limits: Limits, checkpoint: Checkpoint | None = None) -> 
     while not _ended(run, limits):
         run.epoch()
         if checkpoint is not None:
-            checkpoint.save(run.state_dict())
+            _keep(run, checkpoint)
         if time.monotonic() > limits.deadline:
             break
     return Measured(
@@ -215,6 +219,14 @@ def train(run: CnnRun, limits: Limits, checkpoint: Checkpoint | None = None) -> 
         history=[run.epochs],
         complete=_ended(run, limits),
     )
+
+
+def _keep(run: CnnRun, checkpoint: Checkpoint) -> None:
+    """Save, or say in the command's words that its folder takes nothing."""
+    try:
+        checkpoint.save(run.state_dict())
+    except CheckpointError as error:
+        raise InvalidArgumentError(f"--out: {error}") from error
 
 
 def summary(epochs: list[Row]) -> Row:

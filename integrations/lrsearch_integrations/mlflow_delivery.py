@@ -43,7 +43,7 @@ _DOUBTFUL_SECONDS: Final = 5.0
 # seen it.
 _SETTLE_SECONDS: Final = 2.0
 _SETTLE_FACTOR: Final = 3.0
-# How the writer of somebody else's run ends: nothing more comes, and the run stays open.
+# How a writer ends that leaves the run to others: nothing more comes, and the run stays open.
 LEFT: Final = "left"
 _STATUS: Final = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
@@ -69,6 +69,9 @@ class Delivery:
         run: the spooled run.
         connection: to the store.
         run_id_of: gives the store's id of another run by its uid; "" while it has none.
+
+    Attributes:
+        left: whether somebody else may have the run now; then nothing more is sent from here.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Delivery:
         self._connection = connection
         self._run_id_of = run_id_of
         self._mark = run.mark
+        self.left = False
 
     @property
     def run_id(self) -> str:
@@ -297,6 +301,7 @@ def _parts(values: list[_T], most: int) -> list[list[_T]]:
 def _sorted(records: list[list[Any]]) -> _Piece:
     piece = _Piece()
     for kind, *content in records:
+        piece.end = None  # an end that something follows is none: somebody has gone on
         if kind == "m":
             at, step, values = content
             piece.metrics += [Metric(key, value, at, step) for key, value in values.items()]
@@ -310,6 +315,6 @@ def _sorted(records: list[list[Any]]) -> _Piece:
             piece.inputs.append(content[0])
         elif kind == "e":
             piece.end = (content[0], content[1])
-        # "s", every step's loss, becomes a table when the run ends; what a later version
-        # writes is passed over.
+        # "s", every step's loss, becomes a table when the run ends; "o", that somebody goes on
+        # with the run, has no counterpart; what a later version writes is passed over.
     return piece

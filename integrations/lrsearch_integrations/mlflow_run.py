@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Mapping
 from io import BytesIO
@@ -31,7 +32,7 @@ from lrsearch_integrations.mlflow_values import (
     table_files,
     texts,
 )
-from lrsearch_integrations.spool import Header, SpoolError, milliseconds, new_uid
+from lrsearch_integrations.spool import Header, RunTakenError, SpoolError, milliseconds, new_uid
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -251,16 +252,27 @@ class MlflowRun:
             name: how the run is shown.
             tags: short texts.
             uid: a name of the caller's own, by which a later process goes on with the same run.
+
+        Raises:
+            SpoolError: if the spool cannot be written, or another process writes this run.
         """
-        return begin_run(
-            self._sender,
-            self._header.experiment,
-            name,
-            {"lrsearch.kind": "trial", **(tags or {})},
-            uid=uid,
-            parent=self._header.uid,
-            parent_run_id=self._header.run_id,
-        )
+        end = time.monotonic() + WAIT_SECONDS
+        while True:
+            try:
+                return begin_run(
+                    self._sender,
+                    self._header.experiment,
+                    name,
+                    {"lrsearch.kind": "trial", **(tags or {})},
+                    uid=uid,
+                    parent=self._header.uid,
+                    parent_run_id=self._header.run_id,
+                )
+            except RunTakenError:
+                # Whoever sends what a dead process has left lets go of it soon.
+                if time.monotonic() > end:
+                    raise
+            time.sleep(0.05)
 
     def flush(self) -> bool:
         """Wait until the store has everything, at most ``WAIT_SECONDS``; False if it has not."""
@@ -303,6 +315,22 @@ class MlflowRun:
             WAIT_SECONDS,
         ):
             self._tell_what_is_left()
+
+    def leave(self) -> None:
+        """Stop writing; the run stays open in the store, for whoever goes on with its uid.
+
+        Waits until the store has everything, at most ``WAIT_SECONDS``, and not at all while it does
+        not answer: then the rest stays in the spool, free for whoever goes on here, or ``lrsearch
+        sync``. A second call does nothing.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._write("e", LEFT, milliseconds())
+            self._closed = True
+            _open_runs.discard(self)
+        if not self._sender.wait(lambda: not self._sender.holds(self._delivery), WAIT_SECONDS):
+            self._sender.let_go(self._delivery)
 
     def require_store(self) -> None:
         """Wait for the run to be created, so that what can never work is known at once.

@@ -75,7 +75,7 @@ class Sender:
     def deliver(self, delivery: Delivery) -> bool:
         """Send all that a run has written so far, here and now; False if the store failed."""
         with self._sending:
-            while not self.connection.resting and delivery.step():
+            while not (delivery.left or self.connection.resting) and delivery.step():
                 with self._changed:
                     self._changed.notify_all()
             if delivery.run_id:
@@ -124,7 +124,7 @@ class Sender:
                 # Whatever goes wrong with one run must not end the thread for all.
                 with contextlib.suppress(OSError, ValueError):
                     self.deliver(delivery)
-                if delivery.done:
+                if delivery.done and self.holds(delivery):  # not let go of meanwhile
                     self.forget(delivery)
             pause = min(max(SHORTEST_PAUSE, (time.thread_time() - began) / SHARE), LONGEST_PAUSE)
             with self._changed:
@@ -141,10 +141,17 @@ class Sender:
         with self._changed:
             self._deliveries.pop(delivery.header.uid, None)
 
+    def let_go(self, delivery: Delivery) -> None:
+        """Leave a run to others, with what the store does not have yet: its folder stays."""
+        with self._sending, self._changed:
+            self._deliveries.pop(delivery.header.uid, None)
+            delivery.left = True
+            delivery.run.release()
+
     def holds(self, delivery: Delivery) -> bool:
         """Whether there is still something to do about a run."""
         with self._changed:
-            return delivery.header.uid in self._deliveries
+            return self._deliveries.get(delivery.header.uid) is delivery
 
 
 def _remove(spool: Spool, run: SpooledRun, uid: str) -> None:

@@ -105,10 +105,10 @@ def _may_close(sender: Sender, delivery: Delivery) -> bool:
 
 def _sent(sender: Sender, run: SpooledRun) -> bool:
     try:
+        run.open()  # first: a line that a kill has torn would never be sent, nor what follows
         delivery = Delivery(run, sender.connection, sender.run_id_of)
         sender.deliver(delivery)
         if delivery.up_to_date and not delivery.done:
-            run.open()
             if _may_close(sender, delivery):
                 run.write("t", {"lrsearch.trial_state": "FAIL", "lrsearch.reason": ENDED_SILENTLY})
                 run.write("e", "failed", milliseconds())

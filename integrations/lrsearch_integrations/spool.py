@@ -37,6 +37,9 @@ _HEADER, _RECORDS, _SENT, _LOCK, _FILES = (
     "files",
 )
 _VERSION = 1
+_TRIES = 100
+# Kind of the record by which whoever goes on with a run begins.
+REOPENED = "o"
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -256,10 +259,39 @@ class SpooledRun:
             self._out = None
         self._lock.release(force=True)
 
+    def clear(self) -> None:
+        """Delete what is in the folder but the lock, which is held: the header first.
+
+        Without its header it is no run: a kill leaves nothing that would be taken for one whose end
+        is missing.
+        """
+        (self.folder / _HEADER).unlink(missing_ok=True)
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != _LOCK:
+                path.unlink(missing_ok=True)
+
     def remove(self) -> None:
-        """Delete the folder: the store has everything."""
+        """Delete the folder: the store has everything.
+
+        Under the lock up to the last file: who waits for it begins in a folder of its own.
+        """
+        lock, unlocked = self.folder / _LOCK, False
+        with contextlib.suppress(OSError):
+            if self._out is not None:
+                os.close(self._out)
+                self._out = None
+            self.clear()
+            lock.unlink()
+            unlocked = True  # a lock that is there from now on is another's
+        if not unlocked:  # Windows deletes no open file, and none that another has opened
+            self.release()
+            with contextlib.suppress(OSError):
+                lock.unlink()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
         self.release()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _append(self, content: bytes) -> int:
         assert self._out is not None
@@ -288,10 +320,11 @@ class Spool:
         """
         run = SpooledRun(self.folder / _folder_name(header.uid))
         try:
-            run.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if not run.acquire():
+            if not _acquired(run):
                 raise RunTakenError(f"the run {header.uid!r} is written by another process")
-            if not (run.folder / _HEADER).exists():
+            known = (run.folder / _HEADER).exists()
+            if not known:
+                run.clear()  # of what a kill has left of one that was being deleted
                 _write_whole(run.folder / _HEADER, json.dumps(asdict(header)))
             elif run.mark.closed:
                 run.set_mark(replace(run.mark, closed=False))
@@ -303,6 +336,8 @@ class Spool:
                 "choose another folder by LRSEARCH_SPOOL"
             ) from error
         run.open()
+        if known:
+            run.write(REOPENED)  # an end that stands before this is none
         return run
 
     def runs(self) -> Iterator[SpooledRun]:
@@ -320,6 +355,15 @@ class Spool:
         """The run of that name, if it is here."""
         run = SpooledRun(self.folder / _folder_name(uid))
         return run if (run.folder / _HEADER).exists() else None
+
+
+def _acquired(run: SpooledRun) -> bool:
+    """Make a run's folder, and take its lock; whoever deletes it may be a moment faster."""
+    for _ in range(_TRIES):
+        run.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(FileNotFoundError):
+            return run.acquire()
+    return False
 
 
 def new_uid() -> str:

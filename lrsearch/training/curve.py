@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from lrsearch.stats.series import FloatArray
@@ -57,6 +60,20 @@ class CurveLog:
                 loss = float(losses[self._next - start])
                 self._tracker.log_metrics({"train/loss": loss}, step=self._next)
             self._next += self._stride
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the curve is written; plain values."""
+        return {
+            "next": self._next,
+            "written": self._written,
+            "broken": self._broken,
+            "rate": self._rate,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a ``state_dict``: what was written then is not written again."""
+        self._next, self._written = int(state["next"]), int(state["written"])
+        self._broken, self._rate = bool(state["broken"]), state["rate"]
 
     def _write(self, losses: FloatArray, start: int, lr: float) -> None:
         self._tracker.log_steps(losses, start, lr)

@@ -183,6 +183,7 @@ class ExpTest:
             "windows": [window.as_dict() for window in self._windows],
             "sums": None if self._sums is None else self._sums.state_dict(),
             "snapshot": self._snapshot.state_dict(),
+            "curve": None if self._curve is None else self._curve.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -201,6 +202,8 @@ class ExpTest:
         self._rate = float(state["rate"])
         self._windows = [WindowStats(**window) for window in state["windows"]]
         self._snapshot.load_state_dict(state["snapshot"])
+        if self._curve is not None and state.get("curve") is not None:
+            self._curve.load_state_dict(state["curve"])
         self._sums = None
         if state["sums"] is not None:
             self._sums = self._new_sums()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import ceil
-from typing import Protocol
+from math import ceil, nan
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from lrsearch.controllers.exptest import Decision
 from lrsearch.errors import require_positive
 from lrsearch.stats.series import FloatArray
+from lrsearch.training.batches import Batches
+from lrsearch.training.keeping import Keeper
 from lrsearch.training.recorder import LossRecorder, make_recorder
 from lrsearch.training.task import Split, TaskData, TrainingTask
 
@@ -201,6 +203,7 @@ def train(
     controller: Controller | None = None,
     observer: Observer | None = None,
     check_every: int | None = None,
+    keeper: Keeper | None = None,
 ) -> TrainingOutcome:
     """Train a model for the task's epochs.
 
@@ -214,62 +217,65 @@ def train(
         controller: decides about the rate after every step.
         observer: is told about steps, windows, losses and validation.
         check_every: epochs from one look at validation to the next; default: some 20 in all.
+        keeper: saves the training, and puts it back where its checkpoint is: on the CPU it then
+            goes on bit for bit as if it had never stopped. What the observer holds is saved if it
+            is one of the keeper's parts.
+
+    Raises:
+        BaseException: what the keeper was told to leave with, or the observer raises.
     """
     function = loss_function(task.loss)
     watch = SilentObserver() if observer is None else observer
-    batches = _Batches(data.train, task.batch_size, seed)
+    course = _Course(Batches(data.train, task.batch_size, seed), data.train.inputs.device)
+    if keeper is not None:
+        keeper.begin(model, optimizer, controller)
+        keeper.add("course", course)
     total = steps_per_epoch(task, data) * task.epochs
     check_every = check_every or max(1, task.epochs // CHECKS)
-    recorder: LossRecorder | None = None
-    steps, recorded, ended, diverged = 0, 0, "", False
+    ended, diverged = "", False
     model.train()
-
-    def tell_losses(rate: float) -> None:
-        nonlocal recorded
-        if recorder is not None and steps > recorded:
-            watch.recorded(recorder.values(), recorded, rate)
-            recorder.clear()
-            recorded = steps
-
-    for epoch in range(task.epochs):
-        for inputs, targets in batches:
-            loss = function(model(inputs), targets)
+    for epoch in range(course.epoch, task.epochs):
+        course.epoch = epoch
+        for inputs, targets in course.batches:
+            loss = course.loss = function(model(inputs), targets)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()
-            steps += 1
+            course.steps += 1
             watch.stepped()
             if controller is not None:
                 decision = controller.step(loss)
                 if decision.window is not None:
                     window = decision.window
                     watch.judged(
-                        Progress(steps, total, decision.lr, window.loss_last, window.pvalue)
+                        Progress(course.steps, total, decision.lr, window.loss_last, window.pvalue)
                     )
                 if decision.kind == "stop":
-                    ended = decision.reason if steps < total else ""
+                    ended = decision.reason if course.steps < total else ""
                     break
-            else:
-                recorder = recorder or make_recorder(loss)
-                if recorder.append(loss) and not bool(torch.isfinite(loss)):
-                    ended, diverged = "diverged", True
-                    break
+            elif course.keep(loss) and not bool(torch.isfinite(loss)):
+                ended, diverged = "diverged", True
+                break
             optimizer.zero_grad(set_to_none=True)
+            if keeper is not None:
+                keeper.stepped(course.steps)
         last = bool(ended) or epoch == task.epochs - 1
         if last or (epoch + 1) % check_every == 0:
-            tell_losses(rate_of(optimizer))
-            progress = Progress(steps, total, rate_of(optimizer), float(loss.detach()))
-            watch.validated(evaluate(task, model, data.validation), progress)
+            course.tell(watch, rate_of(optimizer))
+            known = float(course.loss.detach())
+            progress = Progress(course.steps, total, rate_of(optimizer), known)
+            validation = evaluate(task, model, data.validation)
+            watch.validated(validation, progress)
         if last:
             break
         rate = rate_of(optimizer)
         watch.epoch_ended()
         if rate_of(optimizer) != rate:
-            tell_losses(rate)  # a stretch has one rate
+            course.tell(watch, rate)  # a stretch has one rate
     return TrainingOutcome(
-        steps=steps,
+        steps=course.steps,
         lr=rate_of(optimizer),
         train=evaluate(task, model, data.train),
-        validation=evaluate(task, model, data.validation),
+        validation=validation,
         test=evaluate(task, model, data.test),
         diverged=diverged,
         ended_early=ended,
@@ -278,24 +284,56 @@ def train(
 
 def first_batch(task: TrainingTask, data: TaskData, seed: int) -> tuple[Tensor, Tensor]:
     """The batch of the first gradient step: inputs and targets."""
-    return next(iter(_Batches(data.train, task.batch_size, seed)))
+    return next(iter(Batches(data.train, task.batch_size, seed)))
 
 
-class _Batches:
-    """Mini-batches of a split, reshuffled at each pass in an order that the seed alone decides."""
+class _Course:
+    """How far a training is; a part of its checkpoint.
 
-    def __init__(self, split: Split, batch_size: int | None, seed: int) -> None:
-        self._split = split
-        self._rows = len(split)
-        self._size = min(batch_size or self._rows, self._rows)
-        self._order = torch.Generator().manual_seed(seed)
+    Args:
+        batches: what it is fed.
+        device: where its losses live.
+    """
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        inputs, targets = self._split.inputs, self._split.targets
-        if self._size == self._rows:
-            yield inputs, targets
-            return
-        permutation = torch.randperm(self._rows, generator=self._order).to(inputs.device)
-        for start in range(0, self._rows, self._size):
-            chosen = permutation[start : start + self._size]
-            yield inputs[chosen], targets[chosen]
+    def __init__(self, batches: Batches, device: torch.device) -> None:
+        self.batches = batches
+        self.epoch = self.steps = 0
+        self.loss = torch.full((), nan, device=device)
+        self._recorder: LossRecorder | None = None
+        self._told = 0
+
+    def keep(self, loss: Tensor) -> bool:
+        """Keep a loss that no controller keeps; returns whether the curve has diverged."""
+        if self._recorder is None:
+            self._recorder = make_recorder(loss)
+        return self._recorder.append(loss)
+
+    def tell(self, watch: Observer, rate: float) -> None:
+        """Tell the losses that were kept since the last time."""
+        if self._recorder is not None and self.steps > self._told:
+            watch.recorded(self._recorder.values(), self._told, rate)
+            self._recorder.clear()
+            self._told = self.steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Place, last loss, and the losses that were not told yet. Waits for the device."""
+        losses = None if self._recorder is None else torch.from_numpy(self._recorder.values())
+        return {
+            "batches": self.batches.state_dict(),
+            "epoch": self.epoch,
+            "steps": self.steps,
+            "loss": self.loss.detach(),
+            "losses": losses,
+            "told": self._told,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there, within an epoch too."""
+        self.batches.load_state_dict(state["batches"])
+        self.epoch, self.steps = int(state["epoch"]), int(state["steps"])
+        self._told = int(state["told"])
+        self.loss = state["loss"].to(self.loss.device)
+        self._recorder = None
+        if state["losses"] is not None:
+            self._recorder = make_recorder(self.loss)
+            self._recorder.load(state["losses"].tolist())

@@ -50,6 +50,22 @@ def test_what_was_left_is_sent_and_told(
     assert (point.timestamp, point.step, point.value) == (2000, 7, 0.25)
 
 
+def test_a_run_whose_last_line_a_kill_has_torn_is_closed(tmp_path: Path, store_uri: str) -> None:
+    folder = tmp_path / "spool"
+    leave(folder, store_uri)
+    (run,) = Spool(folder).runs()
+    with (run.folder / "records.jsonl").open("ab") as file:
+        file.write(b'["m",2000,8,{"train')
+    assert main(["sync", "--spool", str(folder)]) == 0
+    client = MlflowClient(tracking_uri=store_uri)
+    experiment = client.get_experiment_by_name("left")
+    assert experiment is not None
+    (stored,) = client.search_runs([experiment.experiment_id])
+    assert stored.info.status == "FAILED"
+    assert stored.data.metrics == {"train/loss": 0.25}
+    assert list(Spool(folder).runs()) == []
+
+
 def test_a_store_that_is_away_leaves_it_and_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.harness.checkpoints import Checkpoint
 from experiments.lipschitz import cnn_training
 from experiments.lipschitz.cnn_training import CnnRun, Images, Limits, Method, summary, train
 from experiments.lipschitz.mnist_cnn import METHODS
 from experiments.lipschitz.network import mnist_cnn
+from lrsearch.errors import InvalidArgumentError
+from lrsearch.training.checkpoints import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -231,6 +232,12 @@ def test_a_damaged_checkpoint_costs_an_epoch_or_all_and_changes_nothing(tmp_path
     assert_same(train(started(), Limits(3), Checkpoint(tmp_path / "a.pt")), whole)
 
 
+def test_a_folder_that_takes_no_checkpoint_is_told_in_the_commands_words(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidArgumentError, match=r"--out: cannot write .*a\.pt"):
+        train(started(), Limits(1), Checkpoint(tmp_path / "file" / "a.pt"))
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch):
     exploding = Method(partial(torch.optim.SGD, lr=1e30))
     run = CnnRun(images(), exploding, seed=0, batch_size=16)
@@ -276,7 +283,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.harness.checkpoints import Checkpoint
+from lrsearch.training.checkpoints import Checkpoint
 from experiments.lipschitz.cnn_training import Limits, train
 
 sys.path.insert(0, sys.argv[2])

@@ -29,6 +29,7 @@ from lrsearch_integrations.mlflow_store import (
     open_client,
 )
 from lrsearch_integrations.mlflow_tracker import MlflowRun, attach_run, open_study_run
+from lrsearch_integrations.spool import SpooledRun
 
 
 @pytest.fixture
@@ -81,6 +82,28 @@ def test_a_training_is_written_in_batches_and_without_loss(
     history = client_of(study).get_metric_history(study.run_id, "train/loss")
     assert [point.step for point in history] == list(range(steps))
     assert history[-1].value == 1.0 / steps
+
+
+def test_an_end_that_a_dead_process_has_written_does_not_close_the_run_of_who_goes_on(
+    study: MlflowRun,
+) -> None:
+    dead = study.child("trial", uid="trial-0")
+    run_id = dead.run_id
+    # Killed before its end was sent: the folder is there, and nobody holds it.
+    dead._sender.let_go(dead._delivery)
+    dead._closed = True
+    left = SpooledRun(dead._spooled.folder)
+    assert left.acquire()
+    left.open()
+    left.write("e", "failed", 1)
+    left.release()
+    again = study.child("trial", uid="trial-0")
+    assert again.flush()
+    assert client_of(study).get_run(run_id).info.status == "RUNNING"
+    again.log_metrics({"train/loss": 0.5}, 3)
+    again.finish("complete")
+    run = client_of(study).get_run(run_id)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"train/loss": 0.5})
 
 
 def test_slow_values_are_sent_after_two_seconds_without_another_call(

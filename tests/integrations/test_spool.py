@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrsearch_integrations.spool import Header, Mark, Spool, SpooledRun, SpoolError
+from lrsearch_integrations.spool import REOPENED, Header, Mark, Spool, SpooledRun, SpoolError
 
 HEADER = Header(
     uid="trial 1/é",
@@ -82,7 +82,7 @@ def test_a_line_that_a_kill_has_torn_is_passed_over(spool: Spool) -> None:
     again = spool.begin(HEADER)
     again.write("t", {"c": "3"})
     piece = again.read(0, most=10)
-    assert piece.records == [["t", {"a": "1"}], ["t", {"c": "3"}]]
+    assert piece.records == [["t", {"a": "1"}], [REOPENED], ["t", {"c": "3"}]]
     assert (piece.damaged, piece.end) == (1, again.size)
 
 
@@ -135,6 +135,105 @@ def test_one_process_writes_at_a_time_and_a_dead_one_holds_nothing(spool: Spool)
         process.kill()
     assert run.acquire()
     assert list(run.records()) == [["t", {"a": "1"}]]
+
+
+class Killed(BaseException):
+    """The process is dead."""
+
+
+@pytest.mark.parametrize("left", range(6))
+def test_a_kill_while_a_run_is_deleted_leaves_no_half_of_it(
+    spool: Spool, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = spool.begin(HEADER)
+    run.write("t", {"a": "1"})
+    run.add_file(b"content")
+    run.set_mark(Mark("id", "7", offset=run.size, creating=True, closed=True))
+    deleted = 0
+
+    def mortal(name: str) -> None:
+        true = getattr(os, name)
+
+        def deleting(*arguments: Any, **named: Any) -> None:
+            nonlocal deleted
+            if deleted == left:
+                raise Killed
+            deleted += 1
+            true(*arguments, **named)
+
+        monkeypatch.setattr(os, name, deleting)
+
+    mortal("unlink")
+    mortal("rmdir")
+    with pytest.raises(Killed):
+        run.remove()
+    monkeypatch.undo()
+    run.release()
+    # Whoever takes half a run for one whose end is missing would close it as failed.
+    found = list(spool.runs())
+    if left == 0:
+        assert [each.mark.closed for each in found] == [True]
+        return
+    assert found == []
+    again = spool.begin(replace(HEADER, name="later"))
+    assert (again.header.name, again.size, again.mark) == ("later", 0, Mark())
+    again.remove()
+    assert not run.folder.exists()
+
+
+def test_whoever_waits_for_a_run_that_is_deleted_keeps_its_own(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = spool.begin(HEADER)
+    run.write("t", {"a": "1"})
+    true, others = SpooledRun.release, []
+
+    def released(self: SpooledRun) -> None:
+        true(self)
+        if not others:  # the first moment at which another process may have it
+            others.append(spool.begin(replace(HEADER, name="later")))
+            others[0].write("t", {"b": "2"})
+
+    monkeypatch.setattr(SpooledRun, "release", released)
+    run.remove()
+    (found,) = spool.runs()
+    assert found.header.name == "later"
+    assert list(found.records()) == [["t", {"b": "2"}]]
+
+
+def test_whoever_begins_in_the_midst_of_a_deletion_keeps_its_lock(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = spool.begin(HEADER)
+    others: list[SpooledRun] = []
+    delete = os.unlink
+
+    def deleting(path: Any, **named: Any) -> None:
+        delete(path, **named)
+        if not others and Path(path).name == "lock":
+            others.append(spool.begin(replace(HEADER, name="later")))
+            others[0].write("t", {"b": "2"})
+
+    monkeypatch.setattr(os, "unlink", deleting)
+    run.remove()
+    assert list(others[0].records()) == [["t", {"b": "2"}]]
+    assert not SpooledRun(run.folder).acquire()
+
+
+def test_a_folder_that_goes_before_it_is_locked_is_made_again(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire = SpooledRun.acquire
+
+    def acquiring(self: SpooledRun) -> bool:
+        monkeypatch.setattr(SpooledRun, "acquire", acquire)
+        self.folder.rmdir()
+        return acquire(self)
+
+    monkeypatch.setattr(SpooledRun, "acquire", acquiring)
+    run = spool.begin(HEADER)
+    run.write("t", {"b": "2"})
+    assert list(run.records()) == [["t", {"b": "2"}]]
 
 
 def test_parents_come_before_children(spool: Spool) -> None:
