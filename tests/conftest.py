@@ -1,8 +1,9 @@
-"""Stores for tests; MLflow's schema takes seconds to create and is made once."""
+"""Stores for tests, MLflow's made once since that takes seconds; a bound that is far too high."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,27 @@ def postgres_server() -> Iterator[PostgresServer]:
         pytest.skip(reason)
     with serve() as server:
         yield server
+
+
+@pytest.fixture
+def scale_bound(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Multiply the rate at which every search of this test begins."""
+    from lrsearch.engine import start
+    from lrsearch.engine.bound import RateBound
+    from lrsearch.training.lipschitz import LipschitzEstimate
+
+    def scale(factor: float) -> None:
+        true_bound, true_estimate = start.rate_bound, start.first_estimate
+
+        def scaled_bound(*arguments: object) -> RateBound:
+            bound = true_bound(*arguments)  # type: ignore[arg-type]
+            return replace(bound, lr_max=bound.lr_max * factor)
+
+        def scaled_estimate(*arguments: object) -> LipschitzEstimate:
+            estimate = true_estimate(*arguments)  # type: ignore[arg-type]
+            return replace(estimate, lr=estimate.lr * factor)
+
+        monkeypatch.setattr(start, "rate_bound", scaled_bound)
+        monkeypatch.setattr(start, "first_estimate", scaled_estimate)
+
+    return scale

@@ -88,9 +88,14 @@ def search(options: Namespace) -> int:
             seed=options.seed,
             trials=options.trials,
             workers=options.workers,
+            per_device=options.per_device,
+            device=options.device,
             storage=options.storage,
             study_name=options.study_name,
             resume=options.resume,
+            checkpoint_dir=options.checkpoint_dir,
+            checkpoint_seconds=options.checkpoint_seconds,
+            max_failures=options.max_failures,
             log_model=options.log_model,
             watcher=watcher,
             **_training(options),
@@ -103,6 +108,27 @@ def search(options: Namespace) -> int:
         print()
         print(answer(result))
         print(_where(result))
+    return 0
+
+
+def worker(options: Namespace) -> int:
+    """Joins a study that is under way."""
+    from lrsearch.cli.progress import TerminalWatcher
+    from lrsearch.engine import join
+
+    with TerminalWatcher() as watcher:
+        count = join(
+            options.study_name,
+            options.storage,
+            workers=options.workers,
+            per_device=options.per_device,
+            task=options.task,
+            data_dir=options.data_dir,
+            tracking_uri=options.tracking_uri,
+            checkpoint_dir=options.checkpoint_dir,
+            watcher=watcher,
+        )
+    print(f"The study {options.study_name} is over; {count} of its trials ended here.")
     return 0
 
 

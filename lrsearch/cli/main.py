@@ -37,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LrsearchError as error:
         print(f"lrsearch: error: {' '.join(str(error).split())}", file=sys.stderr)
         return USAGE_ERROR
-    except KeyboardInterrupt:
-        print("lrsearch: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        how = f": {stop}" if str(stop) else ""
+        print(f"lrsearch: interrupted{how}", file=sys.stderr)
         return FAILURE
     except BrokenPipeError:  # the reader of our output has gone
         return FAILURE
@@ -77,16 +78,41 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(search)
     search.add_argument("--seed", type=int, default=0)
     search.add_argument("--trials", type=int, help="most trials (default: the method's own)")
+    _add_workers(search)
+    search.add_argument("--device", default="cpu", help="of a single worker (default: cpu)")
     search.add_argument(
-        "--workers", type=_workers, default=1, metavar="N", help="1 in this version"
+        "--storage",
+        metavar="URL",
+        help="journal:FILE or an Optuna URL (default: in memory; with workers a journal in "
+        "mlruns/studies)",
     )
-    search.add_argument("--storage", metavar="URL", help="Optuna storage (default: in memory)")
     search.add_argument("--study-name", metavar="NAME")
     search.add_argument("--resume", action="store_true", help="go on with the study of that name")
+    search.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="at most so much training is lost with a worker (default: 30)",
+    )
+    search.add_argument(
+        "--max-failures", type=int, default=3, metavar="N", help="in a row end it (default: 3)"
+    )
     search.add_argument(
         "--log-model", action="store_true", help="store the chosen trial's model in MLflow"
     )
     _add_tracking(search)
+
+    worker = commands_.add_parser("worker", help="join a study that is under way")
+    worker.set_defaults(command="worker")
+    worker.add_argument("--study-name", metavar="NAME", required=True)
+    worker.add_argument(
+        "--storage", metavar="URL", required=True, help="journal:FILE or an Optuna URL"
+    )
+    _add_workers(worker)
+    worker.add_argument("--task", metavar="TASK", help="where the study has none by name")
+    worker.add_argument("--data-dir", metavar="DIR", help="folder with data files")
+    worker.add_argument("--tracking-uri", metavar="URI", help="if it is another one here")
 
     compare = commands_.add_parser("compare", help="methods side by side on one task")
     compare.set_defaults(command="compare")
@@ -158,6 +184,25 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
 def _workers(text: str) -> int | str:
     """A number of workers, or the name of a kind; the engine says what it takes."""
     return int(text) if text.isdigit() else text
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        type=_workers,
+        default=1,
+        metavar="N|cuda|ray",
+        help="processes on the CPU, or one on each CUDA device ('cuda', 'cuda:0,2'), or Ray tasks",
+    )
+    parser.add_argument(
+        "--per-device", type=int, default=1, metavar="K", help="workers on each CUDA device"
+    )
+    parser.add_argument(
+        "--checkpoint-dir",
+        metavar="DIR",
+        help="of the trials' checkpoints (default: beside the storage's file, else "
+        "mlruns/checkpoints)",
+    )
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -12,11 +12,18 @@ from lrsearch.training.loop import Progress
 
 
 class TerminalWatcher:
-    """One bar per trial: step, loss, rate, rung, p-value and the time that is left."""
+    """One bar per worker: step, loss, rate, rung, p-value and the time that is left.
 
-    def __init__(self) -> None:
+    Args:
+        place: line of its bar, counted from the cursor down.
+        who: goes before all that is said, where there are several.
+    """
+
+    def __init__(self, place: int = 0, who: str = "") -> None:
         self._bar: tqdm[Never] | None = None
         self._shown = sys.stderr.isatty()
+        self._place, self._who = place, who
+        self._beside: list[TerminalWatcher] = []
 
     def __enter__(self) -> TerminalWatcher:
         return self
@@ -27,7 +34,14 @@ class TerminalWatcher:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close()
+        for each in [self, *self._beside]:
+            each._close()
+
+    def beside(self, number: int) -> TerminalWatcher:
+        """A bar for worker ``number``."""
+        watcher = TerminalWatcher(number, f"worker {number}: ")
+        self._beside.append(watcher)
+        return watcher
 
     def trial_started(self, name: str, lr: float, total: int) -> None:
         """A trial begins."""
@@ -35,12 +49,13 @@ class TerminalWatcher:
         if self._shown:
             self._bar = tqdm(
                 total=total,
-                desc=name,
+                desc=f"{self._who}{name}",
                 unit="step",
                 postfix=f"lr {lr:.3g}",
                 leave=False,
                 file=sys.stderr,
                 dynamic_ncols=True,
+                position=self._place,
             )
 
     def trial_moved(self, progress: Progress) -> None:
@@ -58,12 +73,16 @@ class TerminalWatcher:
         self._close()
         if self._shown:
             why = f": {reason}" if reason else ""
-            print(f"{name} {state}{why}", file=sys.stderr)
+            self._say(f"{self._who}{name} {state}{why}")
 
     def noted(self, text: str) -> None:
         """Something is not as it was asked for: told without a terminal too."""
         self._close()
-        print(f"lrsearch: note: {text}", file=sys.stderr)
+        self._say(f"lrsearch: note: {text}")
+
+    def _say(self, text: str) -> None:
+        # Above the bars of the others.
+        tqdm.write(text, file=sys.stderr)
 
     def _close(self) -> None:
         if self._bar is not None:

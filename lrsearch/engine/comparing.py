@@ -11,8 +11,9 @@ import pandas as pd
 from lrsearch.engine.drawing import log_comparison
 from lrsearch.engine.methods import METHODS
 from lrsearch.engine.record import open_run
+from lrsearch.engine.request import as_task
 from lrsearch.engine.result import SearchResult
-from lrsearch.engine.running import EXPERIMENT, as_task, search
+from lrsearch.engine.running import EXPERIMENT, search
 from lrsearch.errors import InvalidArgumentError, InvalidTypeError, require_choice, require_whole
 from lrsearch.training.task import TrainingTask
 

@@ -49,9 +49,14 @@ class KeptCurve:
         self._tracker = tracker
         self._stretches: list[tuple[int, FloatArray, float]] = []
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int, *, timestamp: int | None = None
+    ) -> None:
         """Pass values on."""
-        self._tracker.log_metrics(metrics, step)
+        if timestamp is None:
+            self._tracker.log_metrics(metrics, step)
+        else:
+            self._tracker.log_metrics(metrics, step, timestamp=timestamp)
 
     def log_steps(self, losses: ArrayLike, start: int, lr: float) -> None:
         """Pass losses on, and keep them."""

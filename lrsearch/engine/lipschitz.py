@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
@@ -110,6 +111,15 @@ class RenewedRate:
         elif self._multiplier != 1.0:
             for group in self._optimizer.param_groups:
                 group["lr"] *= self._multiplier
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on exactly, within an epoch too; plain values."""
+        return {"lipschitz": self._lipschitz.state_dict(), "trouble": self._kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a ``state_dict``. Load the model's and the optimizer's beside it."""
+        self._lipschitz.load_state_dict(state["lipschitz"])
+        self._kept = str(state["trouble"])
 
     def close(self) -> None:
         """Take the hooks off the model."""

@@ -22,6 +22,9 @@ class SearchWatcher(Protocol):
     def noted(self, text: str) -> None:
         """Something is not as it was asked for, in a sentence."""
 
+    def beside(self, number: int) -> SearchWatcher:
+        """A watcher of worker ``number``, one of several at the same time."""
+
 
 class SilentWatcher:
     """Watches and says nothing."""
@@ -37,3 +40,7 @@ class SilentWatcher:
 
     def noted(self, text: str) -> None:
         """Say nothing."""
+
+    def beside(self, number: int) -> SearchWatcher:
+        """Return itself."""
+        return self

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Sequence
 from math import isfinite
 
 import optuna
 
-from lrsearch.controllers.exptest import ExpTestSettings
 from lrsearch.engine.provenance import DataRecord, machine, versions
+from lrsearch.engine.request import Prepared
 from lrsearch.engine.result import SearchResult
-from lrsearch.engine.start import Start
 from lrsearch.errors import MissingPackageError
 from lrsearch.tracking import NullRun, RunTracker, find_tracker
 from lrsearch.training.lipschitz import LipschitzEstimate
-from lrsearch.training.task import TaskData, TrainingTask
 
 _LINE = 300
 
@@ -53,21 +50,13 @@ def open_run(
 
 
 def describe(
-    run: RunTracker,
-    task: TrainingTask,
-    data: TaskData,
-    seen: DataRecord | None,
-    settings: ExpTestSettings,
-    start: Start,
-    method: str,
-    seed: int,
-    multipliers: Sequence[float] | None,
-    *,
-    resumed: bool,
+    run: RunTracker, prepared: Prepared, seen: DataRecord | None, *, resumed: bool
 ) -> None:
     """What was asked, on which data, with which versions, and where it starts."""
     if seen is None:  # nothing is recorded
         return
+    task, data, start = prepared.task, prepared.data, prepared.start
+    request, settings = prepared.request, prepared.settings
     used = {**versions(), **machine(data)}
     if resumed:  # a parameter keeps its first value, and these may have changed since
         run.set_tags({"lrsearch.resumed_with": used})
@@ -79,7 +68,7 @@ def describe(
             "task": task.name,
             "data": data.name,
             "train_rows": len(data.train),
-            "method": method,
+            "method": request.method,
             "mode": settings.mode,
             "alpha": settings.alpha,
             "beta": settings.beta,
@@ -87,14 +76,14 @@ def describe(
             "batch_size": task.batch_size or "full",
             "optimizer": task.optimizer,
             "loss": task.loss,
-            "seed": seed,
+            "seed": request.seed,
             "total_steps": settings.total_steps,
             "start": start.kind,
             "bound_method": start.how,
         }
     )
-    if multipliers is not None:
-        run.log_params({"multipliers": ",".join(f"{each:g}" for each in multipliers)})
+    if prepared.multipliers is not None:
+        run.log_params({"multipliers": ",".join(f"{each:g}" for each in prepared.multipliers)})
     metrics = {"bound/lr_max": start.rate}
     if start.bound is not None:
         metrics["bound/lambda_max"] = start.bound.lambda_max

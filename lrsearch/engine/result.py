@@ -11,7 +11,8 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from lrsearch.engine.methods import LR
-from lrsearch.studies.attributes import PVALUE, REASON
+from lrsearch.studies.attributes import PVALUE, REASON, WINDOW_PREFIX
+from lrsearch.studies.rungs import find_answer
 from lrsearch.training.task import TrainingTask
 from lrsearch.windows import WindowStats
 
@@ -20,6 +21,7 @@ OUTCOME = "lrsearch:outcome"
 STEPS = "lrsearch:steps"
 SECONDS = "lrsearch:seconds"
 FINAL_RATE = "lrsearch:lr_final"
+DEVICE = "lrsearch:device"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +96,31 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The trial that a study chooses, and what hindsight would have."""
+    """The trial that a study chooses, and what hindsight would have; NaN and None if none."""
 
     lr: float
     value: float
     oracle_value: float
     val_loss: float
     train_loss: float
+    number: int | None = None
 
 
 def choose(task: TrainingTask, study: optuna.Study) -> Choice:
-    """The completed trial of the smallest validation loss; the first of equals."""
+    """The answer of the study's ladder, if it has one with a completed trial.
+
+    Else (a grid; trials whose rate was enqueued) the completed trial of the smallest validation
+    loss, the first of equals.
+    """
     nan = float("nan")
-    done = [t for t in study.get_trials(deepcopy=False) if _outcome(t) is not None]
+    trials = study.get_trials(deepcopy=False)
+    done = [t for t in trials if _outcome(t) is not None]
     finished = [t for t in done if t.state == TrialState.COMPLETE and t.value is not None]
     if not finished:
         return Choice(nan, nan, nan, nan, nan)
-    best = min(finished, key=lambda t: t.value if t.value is not None else float("inf"))
+    best = find_answer(trials)
+    if best is None or best not in finished:
+        best = min(finished, key=lambda t: t.value if t.value is not None else float("inf"))
     tests = [float(t.user_attrs[OUTCOME]["test_metric"]) for t in finished]
     outcome = best.user_attrs[OUTCOME]
     return Choice(
@@ -119,6 +129,7 @@ def choose(task: TrainingTask, study: optuna.Study) -> Choice:
         oracle_value=max(tests) if task.direction == "maximize" else min(tests),
         val_loss=float(outcome["val_loss"]),
         train_loss=float(outcome["train_loss"]),
+        number=best.number,
     )
 
 
@@ -172,3 +183,18 @@ def _outcome(trial: FrozenTrial) -> dict[str, Any] | None:
 def windows_row(trial: int, window: WindowStats) -> dict[str, Any]:
     """A judged window as a row of the windows table."""
     return {"trial": trial, **window.as_dict(), "log10_pvalue": window.log10_pvalue}
+
+
+def window_rows(trial: FrozenTrial) -> list[dict[str, Any]]:
+    """The windows that a trial has told its study: few fields, and thinned out."""
+    names = {"F": "f_statistic", "p": "pvalue", "n_eff": "n_effective", "loss": "loss_mean"}
+    kept = {
+        int(key.removeprefix(WINDOW_PREFIX)): value
+        for key, value in trial.user_attrs.items()
+        if key.startswith(WINDOW_PREFIX)
+    }
+    return [
+        {"trial": trial.number, "index": index}
+        | {names.get(key, key): value for key, value in kept[index].items()}
+        for index in sorted(kept)
+    ]

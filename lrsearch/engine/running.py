@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
+import threading
 import time
-import uuid
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
 import optuna
 import pandas as pd
-from optuna.trial import TrialState
+from torch import nn
 
-from lrsearch.controllers.exptest import ExpTestSettings
 from lrsearch.engine.drawing import log_study
-from lrsearch.engine.lipschitz import default_multipliers
-from lrsearch.engine.methods import METHODS, Plan, make_plan
-from lrsearch.engine.objective import Objective
 from lrsearch.engine.progress import SearchWatcher, SilentWatcher
 from lrsearch.engine.provenance import data_record
 from lrsearch.engine.record import describe, log_failure, open_run, report
-from lrsearch.engine.result import (
-    SearchResult,
-    choose,
-    total_steps,
-    trials_table,
-)
-from lrsearch.engine.start import checked_start, find_start
-from lrsearch.engine.storage import RUN_UID, claim, kept_uid, open_study, quiet_optuna
-from lrsearch.errors import (
-    InvalidArgumentError,
-    InvalidTypeError,
-    require_choice,
-    require_positive,
-    require_whole,
-)
+from lrsearch.engine.request import Prepared, SearchRequest, prepare
+from lrsearch.engine.result import SearchResult, choose, total_steps, trials_table, window_rows
+from lrsearch.engine.storage import Keeping, begin_study, keeping
+from lrsearch.engine.workers.crew import Crew, checked_crew, checked_device
+from lrsearch.engine.workers.joining import write_recipe
+from lrsearch.engine.workers.keepsakes import Keepsake, Keepsakes
+from lrsearch.engine.workers.loop import Worker
+from lrsearch.engine.workers.placement import ANYWHERE
+from lrsearch.engine.workers.running import make_worker, title_of
+from lrsearch.engine.workers.sharing import save_data
+from lrsearch.engine.workers.signals import interruptible
+from lrsearch.engine.workers.spec import Durability, WorkerSpec, require_portable
+from lrsearch.errors import InvalidArgumentError, require_positive, require_whole
+from lrsearch.figures.description import Figure
 from lrsearch.stats.convergence import Mode
 from lrsearch.studies.attributes import STOP_REASON
-from lrsearch.tasks import resolve_task
+from lrsearch.studies.quiet import quiet_optuna
+from lrsearch.studies.storages import masked
 from lrsearch.tracking import NullRun, RunTracker
-from lrsearch.training.loop import steps_per_epoch
+from lrsearch.training.loop import build_model
 from lrsearch.training.task import TaskData, TrainingTask
 
 EXPERIMENT = "lrsearch"
-# The largest that numpy's generators take.
-LARGEST_SEED = 2**32 - 1
 
 
 def search(
@@ -60,10 +55,15 @@ def search(
     optimizer: str | None = None,
     seed: int = 0,
     trials: int | None = None,
-    workers: int | str = 1,
+    workers: int | str | Sequence[str] = 1,
+    per_device: int = 1,
+    device: str = "cpu",
     storage: str | None = None,
     study_name: str | None = None,
     resume: bool = False,
+    checkpoint_dir: str | PathLike[str] | None = None,
+    checkpoint_seconds: float = 30.0,
+    max_failures: int = 3,
     tracking_uri: str | None = None,
     tracker: str = "auto",
     experiment: str = EXPERIMENT,
@@ -85,10 +85,20 @@ def search(
         epochs, batch_size, optimizer: override the task's own.
         seed: of the split, the weights, the batches and the sampler.
         trials: most trials; default: the method's own.
-        workers: 1; further processes join by the same search with ``storage`` and ``resume``.
-        storage: an Optuna storage URL; in memory by default.
+        workers: trials at the same time: a number of processes on the CPU; "cuda" for one on each
+            CUDA device, or such devices ("cuda:0,2"); "ray" for tasks of a Ray cluster. 1 trains in
+            this process. Others join by ``lrsearch worker``. The answer is that of one worker.
+        per_device: workers on each CUDA device.
+        device: of a single worker: "cpu" or a CUDA device.
+        storage: where the study is kept: "journal:FILE", or an Optuna storage URL. By default in
+            memory; with several workers a journal in ./mlruns/studies.
         study_name: of the Optuna study.
-        resume: go on with the study of that name.
+        resume: go on with the study of that name, inside the trials that were under way.
+        checkpoint_dir: folder of the trials' checkpoints; default: beside the storage's file, else
+            ./mlruns/checkpoints. Workers on several machines go on with each other's trials where
+            they share it.
+        checkpoint_seconds: at most so much training is lost when a worker dies.
+        max_failures: a trial that raises is failed, and the study goes on; so many in a row end it.
         tracking_uri: the tracker's store; default: its own.
         tracker: "auto" (MLflow if installed), "none", or the name of a registered tracker.
         experiment: the tracker's experiment.
@@ -100,7 +110,6 @@ def search(
         multipliers: factors of 1 / L (mode "paper" with momentum: AdaMo's x). Several are tried for
             five epochs each, and the best by validation loss is trained in full. Default: 1; for
             momentum 1, 3 and 10, in mode "paper" 0.1, 0.5 and 1. With ``start`` there may be one.
-
         log_model: store the chosen trial's model in the tracker, with its signature.
 
     Returns:
@@ -110,170 +119,230 @@ def search(
     Raises:
         ValueError, TypeError: on bad input, in one line.
         MissingDataError: if the task's data are not to be had.
+        KeyboardInterrupt: after Ctrl-C; a study in a storage can be gone on with.
     """
-    require_choice("method", method, METHODS)
-    if workers != 1:
-        raise InvalidArgumentError(
-            f"workers must be 1 in this version, got {workers!r}: start the same search with "
-            "storage, study_name and resume in further processes"
-        )
-    if not 0 <= require_whole("seed", seed) <= LARGEST_SEED:
-        raise InvalidArgumentError(f"seed must lie in 0 ... {LARGEST_SEED}, got {seed!r}")
-    for name, count in (("trials", trials), ("epochs", epochs), ("batch_size", batch_size)):
-        if count is not None and require_whole(name, count) < 1:
-            raise InvalidArgumentError(f"{name} must be at least 1, got {count!r}")
-    if resume and (storage is None or study_name is None):
-        raise InvalidArgumentError("resume needs storage and study_name: a study that was kept")
-    begin = checked_start(method, start)
-    factors = _checked_multipliers(method, begin, multipliers)
-    # Read before any data are loaded: bad options cost nothing.
-    settings = ExpTestSettings(alpha=alpha, beta=beta, mode=mode)
-    chosen = adapted(as_task(task, data_dir), epochs, batch_size, optimizer)
-    began = time.perf_counter()
-    data = chosen.data(seed)
-    if not isinstance(data, TaskData):
-        raise InvalidTypeError(
-            f"data of task {chosen.name!r} must return TaskData, got {type(data).__name__}"
-        )
-    full_batch = chosen.batch_size is None or chosen.batch_size >= len(data.train)
-    steps = steps_per_epoch(chosen, data) * chosen.epochs
-    settings = replace(settings, full_batch=full_batch, total_steps=steps)
-    if method == "lipschitz" and begin is None:
-        factors = factors or default_multipliers(chosen, mode)
-    top = find_start(chosen, data, mode, seed, method=method, start=begin)
-    plan = make_plan(
-        method,
-        top.rate,
-        settings,
-        seed,
-        trials,
-        guarded=begin == "lipschitz",
-        multipliers=factors or (1.0,),
-        epochs=chosen.epochs,
+    # All of the user's words are read before any data are loaded: bad ones cost nothing.
+    request = SearchRequest(
+        task=task,
+        method=method,
+        mode=mode,
+        alpha=alpha,
+        beta=beta,
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        seed=seed,
+        trials=trials,
+        data_dir=data_dir,
+        start=start,
+        multipliers=multipliers,
+    )
+    require_positive("checkpoint_seconds", checkpoint_seconds)
+    if require_whole("max_failures", max_failures) < 1:
+        raise InvalidArgumentError(f"max_failures must be at least 1, got {max_failures!r}")
+    crew = checked_crew(workers, per_device)
+    device = checked_device(device, crew)
+    if crew is not None:
+        require_portable(request)
+    chosen = request.resolved()
+    kept = keeping(
+        storage,
+        study_name,
+        resume=resume,
+        several=crew is not None,
+        default_name=f"{chosen.name}-{method}-{seed}",
+        folder=checkpoint_dir,
     )
     told = watcher or SilentWatcher()
-    if top.note:
-        told.noted(top.note)
-    prepared = time.perf_counter() - began
-    # The tracker first: if its store cannot be opened, no study's name is taken.
-    title = f"{chosen.name} {method} seed {seed}"
-    uid = kept_uid(study_name, storage) if resume else None
-    resumed = uid is not None
-    uid = uid or uuid.uuid4().hex
-    run = open_run(tracker, experiment, title, tracking_uri, method, uid=uid)
+    began = time.perf_counter()
+    prepared = prepare(request, chosen)
+    if prepared.start.note:
+        told.noted(prepared.start.note)
+    spent = time.perf_counter() - began
+    # The tracker before the study: if its store cannot be opened, no study's name is taken.
+    run = open_run(tracker, experiment, title_of(prepared), tracking_uri, method, uid=kept.uid)
     recorded = type(run) is not NullRun  # one built on it may record
-    seen = data_record(data) if recorded else None
-    objective = Objective(
-        task=chosen,
-        data=data,
-        plan=plan,
-        settings=settings,
-        seed=seed,
-        run=run,
-        kind="trial" if method in ("exptest", "lipschitz") else "baseline",
-        method=method,
-        watcher=told,
-        start=top,
-        uid=uid,
-        seen=seen,
-        keep_model=log_model,
-    )
     # The bound is part of the price; the tracker's one-off start is not, and no figure is.
-    began = time.perf_counter() - prepared
+    began = time.perf_counter() - spent
     finished = False
     try:
-        study = open_study(plan, name=study_name, storage=storage, resume=resume)
-        claim(study, chosen, settings, method, seed, start=begin, multipliers=factors)
-        if recorded and not resumed:
-            study.set_user_attr(RUN_UID, uid)
-        describe(run, chosen, data, seen, settings, top, method, seed, factors, resumed=resumed)
-        left = _trials_left(plan, study)
-        if left > 0 and STOP_REASON not in study.user_attrs:
-            with quiet_optuna():
-                study.optimize(objective, n_trials=left)
-        seconds = time.perf_counter() - began - objective.drawing_seconds
-        result = _result(objective, study, run, seconds)
+        study = begin_study(prepared, kept, resume=resume)
+        seen = data_record(prepared.data) if recorded else None
+        describe(run, prepared, seen, resumed=kept.resumed)
+        work = _Work(
+            prepared,
+            kept,
+            run,
+            told,
+            log_model,
+            max_failures,
+            float(checkpoint_seconds),
+            (tracker, tracking_uri, experiment),
+        )
+        if kept.url is not None:
+            write_recipe(study, work.spec(study))
+        if crew is not None:
+            told.noted(f"study {study.study_name} is kept in {masked(kept.url)}")
+        if crew is None:
+            work.here(study, device)
+        else:
+            work.with_crew(study, crew)
+        seconds = time.perf_counter() - began - work.drawing_seconds
+        result = _result(prepared, study, run, seconds, work.windows(study))
         report(run, result, study)
         if recorded:
-            log_study(run, result, top, objective.chosen_figure)
+            log_study(run, result, prepared.start, work.figure(study))
         if log_model:
-            log_chosen_model(run, objective, result)
+            work.log_model(study)
         finished = True
+    except KeyboardInterrupt:
+        run.set_tags({"lrsearch.stop_reason": "interrupted"})
+        if kept.url is None:
+            raise
+        raise KeyboardInterrupt(
+            f"go on with --resume --study-name {study.study_name} --storage {masked(kept.url)}"
+        ) from None
     except Exception as error:
         log_failure(run, error)
         raise
     finally:
         run.finish("complete" if finished else "failed")
+    kept.discard()  # all that it held is on record
     return result
 
 
-def as_task(task: TrainingTask | str, data_dir: str | PathLike[str] | None) -> TrainingTask:
-    """The task itself, or the one that a name means."""
-    if isinstance(task, TrainingTask):
-        return task
-    if isinstance(task, str):
-        return resolve_task(task, data_dir=data_dir)
-    raise InvalidTypeError(f"task must be a TrainingTask or a name, got {type(task).__name__}")
+@dataclass(slots=True)
+class _Work:
+    """The trials of a study, run here or by a crew, and what they left.
 
+    ``record`` is the tracker, its store, and the experiment, as the user has named them.
+    """
 
-def adapted(
-    task: TrainingTask, epochs: int | None, batch_size: int | None, optimizer: str | None
-) -> TrainingTask:
-    """The task with a user's own epochs, batch size or optimizer."""
-    changes: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer}
-    return replace(task, **{key: value for key, value in changes.items() if value is not None})
+    prepared: Prepared
+    kept: Keeping
+    run: RunTracker
+    watcher: SearchWatcher
+    keep_model: bool
+    max_failures: int
+    checkpoint_seconds: float
+    record: tuple[str, str | None, str]
+    drawing_seconds: float = 0.0
+    worker: Worker | None = None
 
-
-def _checked_multipliers(
-    method: str, start: str | None, multipliers: Sequence[float] | None
-) -> tuple[float, ...] | None:
-    if multipliers is None:
-        return None
-    if method != "lipschitz" and start != "lipschitz":
-        raise InvalidArgumentError(
-            f"multipliers go with method 'lipschitz' or start='lipschitz', got method {method!r}: "
-            "leave them out"
+    def here(self, study: optuna.Study, device: str) -> None:
+        """Run the trials in this process."""
+        stop = threading.Event()
+        self.worker = make_worker(
+            self.prepared,
+            study,
+            self.run,
+            watcher=self.watcher,
+            uid=self.kept.uid,
+            keep_model=self.keep_model,
+            device=device,
+            max_failures=self.max_failures,
+            durable=self._durability(),
+            stop=stop,
         )
-    if isinstance(multipliers, str) or not isinstance(multipliers, Sequence) or not multipliers:
-        raise InvalidTypeError(
-            f"multipliers must be a sequence of positive numbers, got {multipliers!r}"
+        durable = self.kept.folder is not None
+        with quiet_optuna(), interruptible(stop) if durable else nullcontext():
+            done = self.worker.run()
+        self.drawing_seconds = self.worker.objective.drawing_seconds
+        if not done:
+            raise KeyboardInterrupt
+
+    def with_crew(self, study: optuna.Study, crew: Crew) -> None:
+        """Have several workers run them."""
+        spec = self.spec(study)
+        spec.durability.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if type(self.prepared.data) is TaskData:  # of a user's own kind each loads its own
+            data_file = spec.durability.folder / "data.pt"
+            save_data(self.prepared.data, data_file)
+            spec = replace(spec, data_file=data_file)
+        crew.run(spec, self.watcher)
+
+    def spec(self, study: optuna.Study) -> WorkerSpec:
+        """What another worker has to know."""
+        durability, kept = self._durability(), self.kept
+        assert durability is not None
+        assert kept.url is not None
+        tracker, tracking_uri, experiment = self.record
+        recorded = type(self.run) is not NullRun
+        return WorkerSpec(
+            request=self.prepared.request,
+            start=self.prepared.start,
+            storage=kept.url,
+            study_name=study.study_name,
+            uid=kept.uid,
+            tracker=tracker if recorded else "none",
+            tracking_uri=self.run.tracking_uri if recorded else tracking_uri,
+            experiment=experiment,
+            data_file=None,
+            placement=ANYWHERE,
+            keep_model=self.keep_model,
+            max_failures=self.max_failures,
+            durability=durability,
         )
-    if start == "lipschitz" and len(multipliers) > 1:
-        raise InvalidArgumentError(
-            f"multipliers must hold one number with start='lipschitz', whose ladder goes on by "
-            f"itself; got {multipliers!r}"
-        )
-    return tuple(require_positive("multipliers", each) for each in multipliers)
 
+    def windows(self, study: optuna.Study) -> pd.DataFrame:
+        """The windows of all trials: whole where they can be had, else as the study has them."""
+        rows: list[dict[str, Any]] = []
+        own = [] if self.worker is None else self.worker.objective.windows
+        for trial in study.get_trials(deepcopy=False):
+            kept = self._keepsake(trial.number)
+            mine = [row for row in own if row["trial"] == trial.number]
+            rows += mine or (window_rows(trial) if kept is None else kept.windows)
+        return pd.DataFrame(rows)
 
-def _trials_left(plan: Plan, study: optuna.Study) -> int:
-    trials = study.get_trials(deepcopy=False)
-    # A ladder has spare trials, a grid's points are spent; after tries one more is needed.
-    lost = sum(each.state == TrialState.FAIL for each in trials) if plan.tries else 0
-    return plan.trials - len(trials) + lost
+    def figure(self, study: optuna.Study) -> Figure | None:
+        """Of the chosen trial; None if it has none, or another machine has it."""
+        number = choose(self.prepared.task, study).number
+        kept = None if number is None else self._keepsake(number)
+        if kept is not None and kept.figure is not None:
+            return kept.figure
+        return None if self.worker is None else self.worker.objective.chosen_figure
 
+    def log_model(self, study: optuna.Study) -> None:
+        """Store the chosen trial's model; say why not, where another machine has trained it."""
+        model = self._model(study)
+        if model is None:
+            self.run.set_tags({"lrsearch.model": "none: another machine trained the chosen trial"})
+            return
+        self.run.log_model("model", model.cpu().eval(), self.prepared.data.train.inputs[:2])
+        self.run.set_tags({"lrsearch.model": "model"})
 
-def log_chosen_model(run: RunTracker, objective: Objective, result: SearchResult) -> None:
-    """Store the chosen trial's model; say why not, where another process has trained it."""
-    if objective.chosen_model is None or objective.model_loss > result.val_loss:
-        run.set_tags({"lrsearch.model": "none: no trial of this process was chosen"})
-        return
-    example = objective.data.train.inputs[:2]
-    run.log_model("model", objective.chosen_model.eval(), example)
-    run.set_tags({"lrsearch.model": "model"})
+    def _model(self, study: optuna.Study) -> nn.Module | None:
+        choice = choose(self.prepared.task, study)
+        kept = None if choice.number is None else self._keepsake(choice.number)
+        if kept is not None and kept.weights is not None:
+            model = build_model(self.prepared.task, self.prepared.data, self.prepared.request.seed)
+            model.load_state_dict(kept.weights)
+            return model
+        objective = None if self.worker is None else self.worker.objective
+        if objective is None or objective.model_loss != choice.val_loss:
+            return None
+        return objective.chosen_model
+
+    def _keepsake(self, number: int) -> Keepsake | None:
+        return None if self.kept.folder is None else Keepsakes(self.kept.folder).of(number)
+
+    def _durability(self) -> Durability | None:
+        if self.kept.folder is None:
+            return None
+        return Durability(self.kept.folder, self.checkpoint_seconds, beat_seconds=self.kept.beat)
 
 
 def _result(
-    objective: Objective, study: optuna.Study, run: RunTracker, seconds: float
+    prepared: Prepared, study: optuna.Study, run: RunTracker, seconds: float, windows: pd.DataFrame
 ) -> SearchResult:
-    task, settings = objective.task, objective.settings
+    task, request, start = prepared.task, prepared.request, prepared.start
     choice = choose(task, study)
     reason = study.user_attrs.get(STOP_REASON)
     return SearchResult(
         task=task.name,
-        method=objective.method,
-        mode=settings.mode,
-        seed=objective.seed,
+        method=request.method,
+        mode=request.mode,
+        seed=request.seed,
         metric=task.metric,
         direction=task.direction,
         lr=choice.lr,
@@ -286,9 +355,9 @@ def _result(
         stop_reason=str(reason) if reason else "all trials done",
         study=study,
         trials=trials_table(study),
-        windows=pd.DataFrame(objective.windows),
+        windows=windows,
         run_id=run.run_id,
         tracking_uri=run.tracking_uri,
-        start=objective.start.kind,
-        start_note=objective.start.note,
+        start=start.kind,
+        start_note=start.note,
     )

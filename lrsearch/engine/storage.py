@@ -2,87 +2,154 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import shutil
+import uuid
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final
 
 import optuna
+from optuna.storages import BaseStorage
 
-from lrsearch.controllers.exptest import ExpTestSettings
-from lrsearch.engine.methods import Plan, make_study
+from lrsearch.engine.methods import fill_queue, make_study
+from lrsearch.engine.request import Prepared
 from lrsearch.errors import InvalidArgumentError
-from lrsearch.training.task import TrainingTask
+from lrsearch.studies.leases import use_leases
+from lrsearch.studies.quiet import quiet_optuna
+from lrsearch.studies.storages import local_file, masked, open_storage, require_shared
 
-ASKED = "lrsearch:asked"
+ASKED: Final = "lrsearch:asked"
 """Study: what it was begun for."""
 
+RUN_UID: Final = "lrsearch:run_uid"
+"""Study: its name among all studies, and that of its run in the tracker, by which a later process
+goes on with the same run."""
 
-RUN_UID = "lrsearch:run_uid"
-"""Study: name of its run in the tracker, by which a later process goes on with the same run."""
+_STUDIES, _CHECKPOINTS = Path("mlruns", "studies"), Path("mlruns", "checkpoints")
+# Between processes of one machine a beat costs a line in a file, elsewhere a round trip.
+_NEAR_BEAT, _FAR_BEAT = 2.0, 10.0
 
 
-def kept_uid(name: str | None, storage: str | None) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Where a study is kept.
+
+    Attributes:
+        storage: Optuna's; None for one in memory.
+        url: by which other processes open it; None likewise.
+        study_name: of the Optuna study; None for one that Optuna makes up.
+        uid: the study's name among all studies.
+        folder: of checkpoints and keepsakes; None for a study in memory.
+        resumed: whether the study was there before.
+        beat: seconds from one sign of life of a worker to the next.
+    """
+
+    storage: BaseStorage | None
+    url: str | None
+    study_name: str | None
+    uid: str
+    folder: Path | None
+    resumed: bool
+    beat: float
+
+    def discard(self) -> None:
+        """Drop what was kept for going on: the study is over."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def keeping(
+    storage: str | None,
+    study_name: str | None,
+    *,
+    resume: bool,
+    several: bool,
+    default_name: str,
+    folder: str | PathLike[str] | None,
+) -> Keeping:
+    """Where a study is to be kept.
+
+    Args:
+        storage, study_name, resume: the user's.
+        several: whether several workers share it; then it is kept in a journal by default.
+        default_name: begin of a name for a study that the user has not named.
+        folder: the user's, for checkpoints.
+
+    Raises:
+        InvalidArgumentError: if a study is to be resumed that was not kept, or the storage cannot
+            be opened, or not be shared.
+    """
+    if resume and (study_name is None or (storage is None and not several)):
+        raise InvalidArgumentError("resume needs storage and study_name: a study that was kept")
+    fresh = uuid.uuid4().hex
+    if several:
+        study_name = study_name or f"{default_name}-{fresh[:8]}"
+        storage = storage or f"journal:{_STUDIES / study_name}.journal"
+        require_shared(storage, 2)
+    if storage is None:
+        return Keeping(None, None, study_name, fresh, None, False, _FAR_BEAT)
+    opened = open_storage(storage)
+    uid = _kept_uid(study_name, opened) if resume else None
+    return Keeping(
+        storage=opened,
+        url=storage,
+        study_name=study_name,
+        uid=uid or fresh,
+        folder=kept_folder(storage, uid or fresh, folder),
+        resumed=uid is not None,
+        beat=_FAR_BEAT if local_file(storage) is None else _NEAR_BEAT,
+    )
+
+
+def kept_folder(storage: str, uid: str, folder: str | PathLike[str] | None) -> Path:
+    """The folder of a study's checkpoints: the user's, or beside the storage's file, or here."""
+    file = local_file(storage)
+    home = _CHECKPOINTS if file is None else file.with_name(f"{file.name}.checkpoints")
+    return (home if folder is None else Path(folder)).absolute() / uid
+
+
+def begin_study(prepared: Prepared, kept: Keeping, *, resume: bool) -> optuna.Study:
+    """Open the study of a search, new or resumed, and write down what it is about.
+
+    Raises:
+        InvalidArgumentError: if the name is taken, or it is a study of something else.
+    """
+    plan = prepared.plan
+    try:
+        with quiet_optuna():
+            study = make_study(plan, name=kept.study_name, storage=kept.storage, resume=resume)
+    except optuna.exceptions.DuplicatedStudyError as error:
+        raise InvalidArgumentError(
+            f"study_name {kept.study_name!r} is taken in {masked(kept.url or '')!r}: choose "
+            "another, or resume it"
+        ) from error
+    _claim(study, prepared)
+    if not kept.resumed:
+        study.set_user_attr(RUN_UID, kept.uid)
+    if kept.storage is not None:
+        use_leases(study)
+    fill_queue(study, plan)
+    return study
+
+
+def _kept_uid(name: str | None, storage: BaseStorage) -> str | None:
     """``RUN_UID`` of a study that was kept; None if there is no such study, or it has none."""
-    if name is None or storage is None:
-        return None
     try:
         with quiet_optuna():
             study = optuna.load_study(study_name=name, storage=storage)
-    except Exception:  # it is opened in earnest later, where the reason is told
+    except KeyError:
         return None
     uid = study.user_attrs.get(RUN_UID)
     return uid if isinstance(uid, str) else None
 
 
-def open_study(plan: Plan, *, name: str | None, storage: str | None, resume: bool) -> optuna.Study:
-    """The study of a plan, new or resumed.
-
-    Raises:
-        InvalidArgumentError: if the name is taken, or the storage cannot be opened.
-    """
-    try:
-        with quiet_optuna():
-            return make_study(plan, name=name, storage=storage, resume=resume)
-    except optuna.exceptions.DuplicatedStudyError as error:
-        raise InvalidArgumentError(
-            f"study_name {name!r} is taken in {masked(storage)!r}: choose another, or resume it"
-        ) from error
-    except Exception as error:  # whatever the driver of a database raises
-        if storage is None:
-            raise
-        why = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InvalidArgumentError(
-            f"storage {masked(storage)!r} cannot be opened ({why}): give a URL that Optuna knows, "
-            "such as sqlite:///study.db"
-        ) from error
-
-
-def claim(
-    study: optuna.Study,
-    task: TrainingTask,
-    settings: ExpTestSettings,
-    method: str,
-    seed: int,
-    *,
-    start: str | None,
-    multipliers: Sequence[float] | None,
-) -> None:
+def _claim(study: optuna.Study, prepared: Prepared) -> None:
     """Write down what a study is about, so that it is never gone on with as something else."""
+    asked = what_is_asked(prepared)
     # Studies from before there was a choice were begun with these.
+    method = prepared.request.method
     before = {"start": "bound" if method == "exptest" else None, "multipliers": None}
-    asked = {
-        "task": task.name,
-        "method": method,
-        "mode": settings.mode,
-        "alpha": settings.alpha,
-        "beta": settings.beta,
-        "epochs": task.epochs,
-        "batch_size": task.batch_size,
-        "optimizer": task.optimizer,
-        "seed": seed,
-        "start": start,
-        "multipliers": None if multipliers is None else list(multipliers),
-    }
     kept = study.user_attrs.get(ASKED)
     if kept is None:
         study.set_user_attr(ASKED, asked)
@@ -100,17 +167,20 @@ def claim(
         )
 
 
-@contextmanager
-def quiet_optuna() -> Iterator[None]:
-    """Optuna's own log lines would drown ours."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-
-
-def masked(url: str | None) -> str | None:
-    """A storage's URL without its password, for messages."""
-    return None if url is None else re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)
+def what_is_asked(prepared: Prepared) -> dict[str, Any]:
+    """What decides the trials of a study, as plain JSON."""
+    task, request = prepared.task, prepared.request
+    factors = prepared.multipliers
+    return {
+        "task": task.name,
+        "method": request.method,
+        "mode": request.mode,
+        "alpha": request.alpha,
+        "beta": request.beta,
+        "epochs": task.epochs,
+        "batch_size": task.batch_size,
+        "optimizer": task.optimizer,
+        "seed": request.seed,
+        "start": request.start,
+        "multipliers": None if factors is None else list(factors),
+    }

@@ -342,6 +342,12 @@ SEARCH_OPTIONS = {
     "--json": "-",
     "--start": "lipschitz",
     "--multipliers": "0.1,1",
+    "--workers": "cuda:0,2",
+    "--per-device": "3",
+    "--device": "cuda:1",
+    "--checkpoint-dir": "kept",
+    "--checkpoint-seconds": "5",
+    "--max-failures": "4",
 }
 
 
@@ -373,7 +379,12 @@ def test_every_option_of_search_reaches_the_engine(
         "optimizer": "adam",
         "seed": 7,
         "trials": 4,
-        "workers": 1,
+        "workers": "cuda:0,2",
+        "per_device": 3,
+        "device": "cuda:1",
+        "checkpoint_dir": "kept",
+        "checkpoint_seconds": 5.0,
+        "max_failures": 4,
         "storage": "sqlite:///x.db",
         "study_name": "mine",
         "resume": True,
@@ -399,10 +410,23 @@ def test_defaults_of_the_command_line_are_those_of_the_engine() -> None:
     assert {name: options[name] for name in defaults} == defaults
 
 
-def test_more_workers_are_refused_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
-    for count in ("2", "cuda"):
-        assert main(["search", "wine-mlp", "--workers", count, "--no-tracking"]) == 2
-        assert "workers must be 1 in this version" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--workers", "0"], "workers must be at least 1, got 0"),
+        (["--workers", "cuda"], "no CUDA device is at hand here"),
+        (["--workers", "some"], "workers must be a number, 'cuda'"),
+        (["--workers", "2", "--storage", "sqlite:///x.db"], "SQLite lets two workers run the same"),
+        (["--device", "cuda"], "device must be one of 'cpu', got 'cuda'"),
+    ],
+)
+def test_workers_that_cannot_be_are_refused_in_a_line(
+    capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    assert main(["search", "wine-mlp", "--no-tracking", *options]) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
 
 
 # --- as a process ----------------------------------------------------------------------------

@@ -1,19 +1,16 @@
-"""A tiny task that counts and keeps what is done to it, and a bound that is far too high."""
+"""A tiny task that counts and keeps what is done to it."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lrsearch import Split, TaskData, TrainingTask
-from lrsearch.engine import start
-from lrsearch.engine.bound import RateBound
-from lrsearch.training.lipschitz import LipschitzEstimate
 
 WEIGHTS = torch.tensor([[1.0], [-2.0], [0.5], [3.0]])
 
@@ -95,24 +92,3 @@ def make_line() -> Callable[..., Line]:
         return Line(task, spy)
 
     return make
-
-
-@pytest.fixture
-def scale_bound(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Multiply the rate at which every search of this test begins."""
-
-    def scale(factor: float) -> None:
-        true_bound, true_estimate = start.rate_bound, start.first_estimate
-
-        def scaled_bound(*arguments: object) -> RateBound:
-            bound = true_bound(*arguments)  # type: ignore[arg-type]
-            return replace(bound, lr_max=bound.lr_max * factor)
-
-        def scaled_estimate(*arguments: object) -> LipschitzEstimate:
-            estimate = true_estimate(*arguments)  # type: ignore[arg-type]
-            return replace(estimate, lr=estimate.lr * factor)
-
-        monkeypatch.setattr(start, "rate_bound", scaled_bound)
-        monkeypatch.setattr(start, "first_estimate", scaled_estimate)
-
-    return scale

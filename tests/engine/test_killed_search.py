@@ -28,7 +28,7 @@ CODE = """if True:
     record.find_tracker = lambda name: open_study_run
     result = search(
         "digits-mlp", epochs=int(sys.argv[1]), storage=sys.argv[2], study_name="killed",
-        resume=sys.argv[3] == "resume", tracking_uri=sys.argv[4],
+        resume=sys.argv[3] == "resume", tracking_uri=sys.argv[4], checkpoint_seconds=0.1,
     )
     print(result.run_id, result.lr)
     """
@@ -84,14 +84,16 @@ def test_a_killed_search_is_gone_on_with_in_one_run_and_loses_no_recorded_loss(
     (study,) = [run for run in runs if run.data.tags["lrsearch.kind"] == "study"]
     assert study.info.run_id == run_id
     assert study.info.status == "FINISHED"
-    trials = {run.data.tags["lrsearch.trial_uid"]: run for run in runs if run is not study}
-    assert len(trials) == len(runs) - 1 >= 2
-    assert {run.data.tags["mlflow.parentRunId"] for run in trials.values()} == {run_id}
+    (trial,) = [run for run in runs if run is not study]
     ((uid, losses),) = kept.items()
-    assert trials[uid].info.status == "FAILED"
-    assert trials[uid].data.tags["lrsearch.reason"] == "the process ended without a word"
-    history = client.get_metric_history(trials[uid].info.run_id, "train/loss")
-    assert {point.step: point.value for point in history} == losses
-    assert len(history) == len(losses)
-    assert "FINISHED" in {run.info.status for run in trials.values()}
+    assert trial.data.tags["lrsearch.trial_uid"] == uid
+    assert trial.data.tags["mlflow.parentRunId"] == run_id
+    assert trial.info.status == "FINISHED"
+    assert trial.data.tags["lrsearch.reason"].startswith("accepted")
+    history = client.get_metric_history(trial.info.run_id, "train/loss")
+    curve = {point.step: point.value for point in history}
+    assert len(curve) == len(history)  # no step twice
+    stride = sorted(curve)[1]
+    assert sorted(curve) == list(range(0, int(trial.data.metrics["steps"]), stride))
+    assert losses.items() <= curve.items()
     assert list((tmp_path / "spool").iterdir()) == []

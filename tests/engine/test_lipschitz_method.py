@@ -291,7 +291,13 @@ def test_a_search_that_broke_down_goes_on_where_it_stopped(
     small = {"epochs": 20, "batch_size": 32}
     whole = search(make_line(**small).task, tracker="none", **asked)
     with pytest.raises(RuntimeError, match="the user's own trouble"):
-        search(make_line(fail_at=fail_at, **small).task, tracker="none", **asked, **keep)
+        search(
+            make_line(fail_at=fail_at, **small).task,
+            tracker="none",
+            max_failures=1,
+            **asked,
+            **keep,
+        )
     line = make_line(**small)
     resumed = search(line.task, tracker="none", resume=True, **asked, **keep)
     assert list(resumed.trials["state"]).count("COMPLETE") == 1

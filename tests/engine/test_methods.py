@@ -16,6 +16,7 @@ from lrsearch.engine.methods import (
     PLANNERS,
     TRY_EPOCHS,
     Plan,
+    fill_queue,
     make_plan,
     make_study,
 )
@@ -29,6 +30,7 @@ def plan(method: str, *, beta: float = 0.33, trials: int | None = None, seed: in
 
 def tried(each: Plan, state: TrialState = TrialState.COMPLETE) -> list[float]:
     study = make_study(each, name=None, storage=None, resume=False)
+    fill_queue(study, each)
     rates: list[float] = []
 
     def objective(trial: optuna.Trial) -> float:

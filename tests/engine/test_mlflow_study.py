@@ -209,7 +209,9 @@ def test_a_failed_training_leaves_trial_and_study_failed(
     make_line: MakeLine, store_uri: str
 ) -> None:
     with pytest.raises(RuntimeError, match="the user's own trouble"):
-        search(make_line(fail_at=50).task, tracking_uri=store_uri, experiment="broken")
+        search(
+            make_line(fail_at=50).task, tracking_uri=store_uri, experiment="broken", max_failures=1
+        )
     client = MlflowClient(tracking_uri=store_uri)
     experiment = client.get_experiment_by_name("broken")
     found = client.search_runs([experiment.experiment_id])
@@ -322,7 +324,9 @@ def test_what_the_users_model_raised_is_kept_with_its_traceback(
     make_line: MakeLine, store_uri: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RuntimeError, match="the user's own trouble"):
-        search(make_line(fail_at=50).task, tracking_uri=store_uri, experiment="broken")
+        search(
+            make_line(fail_at=50).task, tracking_uri=store_uri, experiment="broken", max_failures=1
+        )
     client = MlflowClient(tracking_uri=store_uri)
     experiment = client.get_experiment_by_name("broken")
     found = client.search_runs([experiment.experiment_id])
@@ -346,7 +350,7 @@ def test_a_resumed_study_goes_on_with_its_run(
         "tracking_uri": store_uri,
     }
     with pytest.raises(RuntimeError):  # in the third trial, of 20 steps each
-        search(make_line(epochs=2, fail_at=50).task, **options)
+        search(make_line(epochs=2, fail_at=50).task, max_failures=1, **options)
     client = MlflowClient(tracking_uri=store_uri)
     experiment = client.get_experiment_by_name("lrsearch").experiment_id
     assert len(client.search_runs([experiment], "tags.`lrsearch.kind` = 'study'")) == 1

@@ -67,7 +67,12 @@ def test_a_baseline_trial_records_its_whole_loss_curve_and_its_outcome(
     for child, (_, row) in zip(run.children, result.trials.iterrows(), strict=True):
         assert child.tags["lrsearch.kind"] == "baseline"
         assert child.tags["lrsearch.method"] == "grid"
-        assert child.params == {"lr": row["lr"], "number": row["number"], "seed": 0}
+        assert child.params == {
+            "lr": row["lr"],
+            "number": row["number"],
+            "seed": 0,
+            "device": "cpu",
+        }
         assert child.metrics["steps"] == {row["steps"]: row["steps"]}
         if row["state"] == "COMPLETE":
             assert list(child.metrics["train/loss"]) == list(range(400))

@@ -15,6 +15,7 @@ from lrsearch import search
 from lrsearch.cli.tables import answer, ladder
 from lrsearch.engine import METHODS
 from lrsearch.engine.result import OUTCOME, choose, finite, records
+from lrsearch.studies.attributes import RUNG
 
 MakeLine = Callable[..., Any]
 CONTRACT = {
@@ -115,3 +116,42 @@ def test_the_first_of_equally_good_trials_is_chosen_and_unfinished_ones_never(
     add(0.8, state.COMPLETE, 0.3, 0.4)
     choice = choose(make_line().task, study)
     assert (choice.lr, choice.value, choice.oracle_value) == (0.1, 0.7, 0.4)
+
+
+RUNS, DONE, PRUNED = (
+    optuna.trial.TrialState.RUNNING,
+    optuna.trial.TrialState.COMPLETE,
+    optuna.trial.TrialState.PRUNED,
+)
+
+
+@pytest.mark.parametrize(
+    ("trials", "chosen"),
+    [
+        ([(0, PRUNED, 9.0), (1, DONE, 0.5), (2, DONE, 0.1)], 1),
+        ([(1, DONE, 0.5), (0, DONE, 0.7), (2, PRUNED, 0.1)], 0),
+        ([(0, PRUNED, 9.0), (None, DONE, 0.1), (1, DONE, 0.5)], 1),
+        # No rung was completed: what was tried off the ladder is better than nothing.
+        ([(0, PRUNED, 9.0), (None, DONE, 0.2), ("enqueued", DONE, 0.1)], "enqueued"),
+        # The budget ended before the ladder was decided.
+        ([(0, RUNS, None), (1, DONE, 0.5), (2, DONE, 0.1)], 1),
+    ],
+)
+def test_the_choice_is_the_ladders_answer_whatever_the_losses(
+    make_line: MakeLine, trials: list[Any], chosen: Any
+) -> None:
+    study = optuna.create_study()
+    for number, (rung, state, value) in enumerate(trials):
+        place = {} if rung == "enqueued" else {RUNG: {"ladder": 0, "rung": rung}}
+        outcome = {"val_loss": value, "train_loss": 0.0, "test_metric": 0.0}
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                value=value,
+                params={"lr": 0.1 * (number + 1)},
+                distributions={"lr": optuna.distributions.FloatDistribution(1e-3, 1.0)},
+                user_attrs={**place, **({OUTCOME: outcome} if state == DONE else {})},
+            )
+        )
+    expected = [rung for rung, _, _ in trials].index(chosen)
+    assert choose(make_line().task, study).lr == pytest.approx(0.1 * (expected + 1))

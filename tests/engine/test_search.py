@@ -224,9 +224,17 @@ def test_an_error_in_the_users_model_fails_trial_and_study_and_comes_through(
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     line = make_line(fail_at=15)
     with pytest.raises(RuntimeError, match="the user's own trouble"):
-        search(line.task, method=method, storage=storage, study_name="s", tracker="fake")
-    (trial,) = optuna.load_study(study_name="s", storage=storage).trials
+        search(
+            line.task,
+            method=method,
+            storage=storage,
+            study_name="s",
+            tracker="fake",
+            max_failures=1,
+        )
+    trial, *queued = optuna.load_study(study_name="s", storage=storage).trials
     assert trial.state == optuna.trial.TrialState.FAIL
+    assert {each.state for each in queued} <= {optuna.trial.TrialState.WAITING}
     assert trial.user_attrs["lrsearch:steps"] == 14  # the failing pass took no step
     assert runs.ends == ["failed"]
     assert [child.ends for child in runs.children] == [["failed"]]
@@ -239,7 +247,7 @@ def test_a_model_that_cannot_be_built_leaves_no_run_open(runs: Runs, make_line: 
         raise RuntimeError("no such layer")
 
     with pytest.raises(RuntimeError, match="no such layer"):
-        search(replace(make_line().task, model=broken), tracker="fake")
+        search(replace(make_line().task, model=broken), tracker="fake", max_failures=1)
     assert runs.ends == ["failed"]
     assert [child.ends for child in runs.children] == [["failed"]]
 
@@ -291,7 +299,7 @@ def test_a_rung_whose_training_broke_down_is_tried_again_when_resumed(
     keep = {"storage": f"sqlite:///{tmp_path / 'study.db'}", "study_name": "kept"}
     whole = search(make_line().task, tracker="none")
     with pytest.raises(RuntimeError, match="the user's own trouble"):
-        search(make_line(fail_at=20).task, tracker="none", **keep)
+        search(make_line(fail_at=20).task, tracker="none", max_failures=1, **keep)
     resumed = search(make_line().task, tracker="none", resume=True, **keep)
     broken = resumed.trials[resumed.trials["state"] == "FAIL"]
     assert len(broken) == 1
@@ -345,7 +353,17 @@ def test_a_taken_study_name_is_refused_in_one_line(make_line: MakeLine, tmp_path
         ({"seed": None}, TypeError, "seed"),
         ({"trials": 0}, ValueError, "trials"),
         ({"trials": "3"}, TypeError, "trials"),
-        ({"workers": 4}, ValueError, "workers"),
+        ({"workers": 0}, ValueError, "workers"),
+        ({"workers": 2}, ValueError, "task 'line' cannot be sent to other processes"),
+        ({"workers": "cuda"}, ValueError, "workers: no CUDA device"),
+        ({"workers": "gpu"}, ValueError, "workers"),
+        ({"workers": 2.0}, TypeError, "workers"),
+        ({"per_device": 0}, ValueError, "per_device"),
+        ({"device": "cuda"}, ValueError, "device"),
+        ({"device": "tpu"}, ValueError, "device"),
+        ({"checkpoint_seconds": 0}, ValueError, "checkpoint_seconds"),
+        ({"max_failures": 0}, ValueError, "max_failures"),
+        ({"max_failures": 1.5}, TypeError, "max_failures"),
         ({"resume": True}, ValueError, "resume"),
         ({"start": "top"}, ValueError, "start"),
         ({"start": "lipschitz", "method": "grid"}, ValueError, "start"),

@@ -1,0 +1,88 @@
+"""A trial whose worker died before it took a rung: as good as a new one, and no better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from lrsearch import search
+from lrsearch.engine.result import SearchResult
+from lrsearch.engine.workers.loop import NO_RUNG
+from lrsearch.studies import ExpTestSampler
+from lrsearch.studies.attributes import RUNG
+from lrsearch.studies.storages import open_storage
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> str:
+    return f"journal:{tmp_path / 'study.journal'}"
+
+
+def run(storage: str, **options: Any) -> SearchResult:
+    return search(
+        "worker_tasks:line", storage=storage, study_name="s", resume=True, tracker="none", **options
+    )
+
+
+def add_spare(storage: str) -> None:
+    """A trial that was begun, and queued again."""
+    opened = open_storage(storage)
+    study = optuna.create_study(study_name="s", storage=opened, load_if_exists=True)
+    number = opened.create_new_trial(study._study_id)
+    opened.set_trial_state_values(number, TrialState.WAITING)
+
+
+def test_it_takes_the_next_rung_in_place_of_a_new_trial(storage: str, tmp_path: Path) -> None:
+    alone = run(f"journal:{tmp_path / 'alone.journal'}")
+    add_spare(storage)
+    result = run(storage)
+    assert list(result.trials["lr"]) == list(alone.trials["lr"])
+    assert (result.lr, result.steps) == (alone.lr, alone.steps)
+
+
+def test_it_is_not_trained_once_the_study_is_decided(storage: str) -> None:
+    decided = run(storage)
+    add_spare(storage)
+    result = run(storage)
+    assert (result.lr, result.value, result.steps) == (decided.lr, decided.value, decided.steps)
+    spare = result.study.trials[-1]
+    assert (spare.state, spare.params) == (TrialState.PRUNED, {})
+    assert result.trials["reason"].iloc[-1] == NO_RUNG
+    assert len(result.trials) == len(decided.trials) + 1
+
+
+def test_a_trial_that_came_too_late_for_a_rung_is_not_trained(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Another worker's trial was accepted between the look at the study and the new trial.
+    late = []
+    true = ExpTestSampler.before_trial
+
+    def before_trial(self: ExpTestSampler, study: optuna.Study, trial: Any) -> None:
+        true(self, study, trial)
+        if not late:
+            late.append(trial.number)
+            place = {"ladder": 0, "rung": None}
+            study._storage.set_trial_user_attr(trial._trial_id, RUNG, place)
+            trial.user_attrs[RUNG] = place
+
+    monkeypatch.setattr(ExpTestSampler, "before_trial", before_trial)
+    result = run(storage)
+    assert late == [0]
+    assert result.trials["reason"].iloc[0] == NO_RUNG
+    assert result.trials["steps"].iloc[0] == 0
+    assert result.trials["state"].iloc[-1] == "COMPLETE"
+
+
+def test_while_all_rungs_are_tried_a_trial_without_one_waits_too(storage: str) -> None:
+    study = optuna.create_study(sampler=ExpTestSampler(beta=0.1), storage=open_storage(storage))
+    trial = study.ask()
+    trial.suggest_float("lr", 0.5, 1.0, log=True)
+    number = study._storage.create_new_trial(study._study_id)
+    study._storage.set_trial_state_values(number, TrialState.WAITING)
+    assert isinstance(study.sampler, ExpTestSampler)
+    assert study.sampler.waits(study)
