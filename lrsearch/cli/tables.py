@@ -166,7 +166,9 @@ def _is_decay(window: WindowStats) -> bool:
 def _why(row: Any) -> str:
     reason = row["reason"] or ""
     pvalue = row["pvalue"]
-    return f"{reason} (p = {pvalue:.2g})" if reason and pd.notna(pvalue) else str(reason)
+    # One that gave way to another was not ended by a test of its own.
+    tested = pd.notna(pvalue) and not str(reason).startswith("dominated")
+    return f"{reason} (p = {pvalue:.2g})" if reason and tested else str(reason)
 
 
 def _cell(value: Any) -> str:

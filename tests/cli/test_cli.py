@@ -8,13 +8,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
+import pandas as pd
 import pytest
 
 from lrsearch import engine
 from lrsearch.cli import main as cli
 from lrsearch.cli.main import main
+from lrsearch.cli.tables import ladder
 from lrsearch.engine.start import STARTS
 from lrsearch.stats.convergence import Mode
 from lrsearch.tasks import builtin_names
@@ -208,6 +211,20 @@ def test_json_goes_to_a_file_beside_the_text_or_alone_to_stdout(
             del trial["seconds"]
     assert alone == kept
     assert alone["task"] == "wine-logistic"
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("steady fall", "steady fall (p = 0.03)"),
+        ("dominated: trial 0 at lr=0.5 was accepted", "dominated: trial 0 at lr=0.5 was accepted"),
+    ],
+)
+def test_a_p_value_stands_beside_the_verdict_of_its_own_test_alone(reason: str, shown: str) -> None:
+    trial = {"number": 1, "lr": 0.1, "state": "PRUNED", "steps": 5, "val_loss": None}
+    table = pd.DataFrame([{**trial, "reason": reason, "pvalue": 0.03}])
+    result = SimpleNamespace(task="t", method="exptest", trials=table)
+    assert ladder(result).splitlines()[-1].endswith(f"  {shown}")  # type: ignore[arg-type]
 
 
 def test_lipschitz_tries_and_a_guarded_ladder_are_to_be_had(
