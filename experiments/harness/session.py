@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
@@ -22,6 +21,7 @@ from experiments.harness.reproduction import (
     Watcher,
     run,
 )
+from lrsearch.engine.workers.placement import cores
 from lrsearch.tracking import RunTracker, find_tracker
 
 _POINTS: Final = 300  # losses of a run in the tracker; all are in the cells' files
@@ -86,7 +86,7 @@ def reproduce(
             reproduction,
             plan,
             out=folder,
-            workers=workers or available_cores(),
+            workers=workers or cores(),
             fresh=fresh,
             minutes=minutes,
             watcher=watcher,
@@ -101,11 +101,6 @@ def reproduce(
         return Session(reproduced, "", "")
     parent.finish("complete")
     return Session(reproduced, parent.run_id, parent.tracking_uri)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def record(
