@@ -48,7 +48,7 @@ def rate_bound(task: TrainingTask, data: TaskData, mode: Mode) -> RateBound:
     full_batch = task.batch_size is None or task.batch_size >= len(data.train)
     paper = mode == "paper"
     spectrum = covariance_spectrum(inputs, standardize=paper, bias=not paper)
-    scale = 1.0 if paper else _SCALE[task.loss]
+    scale = (1.0 if paper else _SCALE[task.loss]) * task.loss_scale
     bound = max_learning_rate(
         inputs,
         loss=task.loss,

@@ -145,9 +145,10 @@ def _options(task: TrainingTask, data: TaskData, mode: Mode) -> dict[str, Any]:
         "squared": "mean" if robust else "norm",
         "supremum": robust,
         "first_epoch": "optimizer",
+        "loss_scale": task.loss_scale,
     }
     if task.loss == "mse":
-        options["loss_scale"] = 2.0 / data.outputs
+        options["loss_scale"] *= 2.0 / data.outputs
         options["target_norm"] = _largest_norm(data.train.targets, task.batch_size)
     return options
 

@@ -23,13 +23,17 @@ MNIST_STD: Final = 0.3081
 """Over all training pixels in [0, 1]; the customary normalisation, and that of [E]'s notebook."""
 
 
-def load_dataset(name: str, seed: int, *, data_dir: PathLike | None = None) -> TaskData:
+def load_dataset(
+    name: str, seed: int, *, data_dir: PathLike | None = None, scaled: bool = True
+) -> TaskData:
     """Read, split and scale a data set.
 
     Args:
         name: one of ``DATASETS``.
         seed: of the split; equal seeds give equal splits.
         data_dir: folder for "mnist" and "housing"; see :func:`lrsearch.tasks.sources.read_arrays`.
+        scaled: whether inputs are scaled as below; else they stay in the data's own units
+            (pixels from 0 to 255 or 16). Targets are scaled all the same.
 
     Returns:
         Float32 inputs of shape (rows, features). Class indices as int64 of shape (rows,), or
@@ -49,18 +53,21 @@ def load_dataset(name: str, seed: int, *, data_dir: PathLike | None = None) -> T
     """
     require_choice("dataset", name, DATASETS)
     if name == "mnist":
-        return _mnist(seed, data_dir)
+        return _mnist(seed, data_dir, scaled)
     if name == "housing":
         arrays = read_arrays("housing", data_dir)
-        return _regression(name, arrays["X"], arrays["y"], seed, scale_targets=False)
-    inputs, targets = _embedded(name)
+        return _regression(name, arrays["X"], arrays["y"], seed, scaled, scale_targets=False)
+    inputs, targets = _embedded(name, scaled)
     if name == "diabetes":
-        return _regression(name, inputs, targets, seed, scale_targets=True)
-    return _classification(name, inputs, targets, seed)
+        return _regression(name, inputs, targets, seed, scaled, scale_targets=True)
+    return _classification(name, inputs, targets, seed, scaled)
 
 
-def _embedded(name: str) -> tuple[Array, Array]:
+def _embedded(name: str, scaled: bool) -> tuple[Array, Array]:
     from sklearn import datasets
+
+    if name == "diabetes" and not scaled:  # scikit-learn's own scaling is not the data's
+        return datasets.load_diabetes(return_X_y=True, scaled=False)  # type: ignore[no-any-return]
 
     loaders = {
         "digits": datasets.load_digits,
@@ -95,26 +102,24 @@ def split_indices(
     return train, validation, test
 
 
-def _classification(name: str, inputs: Array, targets: Array, seed: int) -> TaskData:
+def _classification(name: str, inputs: Array, targets: Array, seed: int, scaled: bool) -> TaskData:
     parts = split_indices(len(inputs), seed, classes=targets)
-    scaled = _standardized(inputs, parts[0])
+    fed = _standardized(inputs, parts[0]) if scaled else inputs
     train, validation, test = (
-        Split(_floats(scaled[part]), torch.from_numpy(targets[part].astype(np.int64)))
+        Split(_floats(fed[part]), torch.from_numpy(targets[part].astype(np.int64)))
         for part in parts
     )
     return TaskData(train, validation, test, outputs=len(np.unique(targets)), name=name)
 
 
 def _regression(
-    name: str, inputs: Array, targets: Array, seed: int, *, scale_targets: bool
+    name: str, inputs: Array, targets: Array, seed: int, scaled: bool, *, scale_targets: bool
 ) -> TaskData:
     parts = split_indices(len(inputs), seed)
-    scaled = _standardized(inputs, parts[0])
+    fed = _standardized(inputs, parts[0]) if scaled else inputs
     column = targets.reshape(-1, 1).astype(np.float64)
     values = _standardized(column, parts[0]) if scale_targets else column
-    train, validation, test = (
-        Split(_floats(scaled[part]), _floats(values[part])) for part in parts
-    )
+    train, validation, test = (Split(_floats(fed[part]), _floats(values[part])) for part in parts)
     return TaskData(train, validation, test, outputs=1, name=name)
 
 
@@ -130,22 +135,23 @@ def _floats(array: Array) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
 
-def _mnist(seed: int, data_dir: PathLike | None) -> TaskData:
+def _mnist(seed: int, data_dir: PathLike | None, scaled: bool) -> TaskData:
     arrays = read_arrays("mnist", data_dir)
     images, labels = arrays["train_images"], arrays["train_labels"]
     order = np.random.default_rng(seed).permutation(len(images))
     held_out = len(images) // 12  # 5000 of 60000
     return TaskData(
-        train=_digits(images, labels, np.sort(order[held_out:])),
-        validation=_digits(images, labels, np.sort(order[:held_out])),
-        test=_digits(arrays["test_images"], arrays["test_labels"], slice(None)),
+        train=_digits(images, labels, np.sort(order[held_out:]), scaled),
+        validation=_digits(images, labels, np.sort(order[:held_out]), scaled),
+        test=_digits(arrays["test_images"], arrays["test_labels"], slice(None), scaled),
         outputs=10,
         name="mnist",
     )
 
 
-def _digits(images: Array, labels: Array, rows: Array | slice) -> Split:
+def _digits(images: Array, labels: Array, rows: Array | slice, scaled: bool) -> Split:
     chosen = images[rows]
     pixels = torch.from_numpy(chosen.reshape(len(chosen), -1).astype(np.float32))
-    pixels.div_(255.0).sub_(MNIST_MEAN).div_(MNIST_STD)
+    if scaled:
+        pixels.div_(255.0).sub_(MNIST_MEAN).div_(MNIST_STD)
     return Split(pixels, torch.from_numpy(labels[rows].astype(np.int64)))

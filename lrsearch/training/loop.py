@@ -123,14 +123,17 @@ def steps_per_epoch(task: TrainingTask, data: TaskData) -> int:
     return 1 if task.batch_size is None else ceil(len(data.train) / task.batch_size)
 
 
-def loss_function(name: str) -> LossFunction:
-    """The loss of a task: mean over rows (and outputs)."""
+def loss_function(name: str, scale: float = 1.0) -> LossFunction:
+    """The loss of a task: mean over rows (and outputs), times a scale."""
     functions: dict[str, LossFunction] = {
         "cross_entropy": nn.functional.cross_entropy,
         "mse": nn.functional.mse_loss,
         "binary_cross_entropy": _binary_cross_entropy,
     }
-    return functions[name]
+    function = functions[name]
+    if scale == 1.0:
+        return function
+    return lambda output, target: scale * function(output, target)
 
 
 def _binary_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
@@ -171,7 +174,7 @@ def evaluate(task: TrainingTask, model: nn.Module, split: Split) -> Evaluation:
     """Loss and metric of a model on a whole split, in evaluation mode."""
     was_training = model.training
     model.eval()
-    function = loss_function(task.loss)
+    function = loss_function(task.loss, task.loss_scale)
     loss, metric = 0.0, 0.0
     for start in range(0, len(split), _EVALUATION_ROWS):
         inputs = split.inputs[start : start + _EVALUATION_ROWS]
@@ -224,7 +227,7 @@ def train(
     Raises:
         BaseException: what the keeper was told to leave with, or the observer raises.
     """
-    function = loss_function(task.loss)
+    function = loss_function(task.loss, task.loss_scale)
     watch = SilentObserver() if observer is None else observer
     course = _Course(Batches(data.train, task.batch_size, seed), data.train.inputs.device)
     if keeper is not None:

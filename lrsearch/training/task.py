@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lrsearch.bounds.losses import LOSSES
-from lrsearch.errors import InvalidArgumentError, InvalidTypeError, require_choice
+from lrsearch.errors import (
+    InvalidArgumentError,
+    InvalidTypeError,
+    require_choice,
+    require_positive,
+)
 
 Metric = Literal["accuracy", "mse"]
 METRICS = ("accuracy", "mse")
@@ -78,6 +83,7 @@ class TrainingTask:
         epochs: passes over the training split.
         batch_size: rows per gradient step; None for full-batch descent.
         optimizer: one of "sgd", "momentum" (SGD with momentum 0.9), "adam", "adamw", "rmsprop".
+        loss_scale: what the loss is multiplied by, as where it is a sum or weighs among others.
 
     Raises:
         ValueError: if an option is not one of those listed, or a count is not positive.
@@ -92,6 +98,7 @@ class TrainingTask:
     epochs: int = 30
     batch_size: int | None = 32
     optimizer: str = "sgd"
+    loss_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("data", "model"):
@@ -102,6 +109,7 @@ class TrainingTask:
         require_choice("loss", self.loss, LOSSES)
         require_choice("metric", self.metric, METRICS)
         require_choice("optimizer", self.optimizer, OPTIMIZERS)
+        require_positive("loss_scale", self.loss_scale)
         if self.epochs < 1:
             raise InvalidArgumentError(f"epochs must be at least 1, got {self.epochs!r}")
         if self.batch_size is not None and self.batch_size < 1:
