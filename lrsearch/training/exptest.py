@@ -118,6 +118,7 @@ class ExpTest:
         self._due = due_step(self._settings, self._state)
         self._rate = float(optimizer.param_groups[0]["lr"])
         self._steady = Decision("continue", self._rate)
+        self._seen_rate = optimizer.param_groups[0]["lr"]
 
     @property
     def windows(self) -> list[WindowStats]:
@@ -156,19 +157,21 @@ class ExpTest:
         """
         if self._state.stopped:
             return self._steady
-        if self._recorder is None:
-            self._recorder = make_recorder(loss)
-        hopeless = self._recorder.append(loss)
+        recorder = self._recorder
+        if recorder is None:
+            recorder = self._recorder = make_recorder(loss)
+        hopeless = recorder.append(loss)
         if self._sums is not None:
             self._sums.add()
         self._steps += 1
         if hopeless:
-            values = self._recorder.values()
+            values = recorder.values()
             return self._carry_out(*diverged(self._settings, self._state, values, self.lr))
         if self._steps >= self._due:
-            return self._reach_boundary(self._recorder)
-        if self._steady.lr != self.lr:  # a scheduler of the loop moved it
-            self._steady = Decision("continue", self.lr)
+            return self._reach_boundary(recorder)
+        rate = self._optimizer.param_groups[0]["lr"]
+        if rate is not self._seen_rate:  # a scheduler of the loop moved it
+            self._seen_rate, self._steady = rate, Decision("continue", self.lr)
         return self._steady
 
     def state_dict(self) -> dict[str, Any]:
@@ -214,6 +217,7 @@ class ExpTest:
             self._recorder = make_recorder(self._parameters[0].detach().flatten()[:1])
             self._recorder.load(state["losses"])
         self._due = due_step(self._settings, self._state)
+        self._seen_rate = self._optimizer.param_groups[0]["lr"]
         self._steady = Decision("stop" if self._state.stopped else "continue", self.lr)
 
     def _reach_boundary(self, recorder: LossRecorder) -> Decision:
@@ -281,6 +285,7 @@ class ExpTest:
             self._sums = None
             self._steady = Decision("stop", self.lr, None, decision.reason)
         else:
+            self._seen_rate = self._optimizer.param_groups[0]["lr"]
             self._steady = Decision("continue", self.lr)
         return decision
 
