@@ -101,7 +101,8 @@ class ExpTest:
         )
         self._scaler = scaler
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._snapshot = Snapshot(optimizer, model, self._schedulers)
+        # A trial is pruned where others restart: it never goes back.
+        self._snapshot = None if trial is not None else Snapshot(optimizer, model, self._schedulers)
         self._recorder: LossRecorder | None = None
         self._curve = CurveLog(tracker, total_steps) if tracker is not None else None
         self._tracker = tracker
@@ -185,7 +186,7 @@ class ExpTest:
             "losses": losses,
             "windows": [window.as_dict() for window in self._windows],
             "sums": None if self._sums is None else self._sums.state_dict(),
-            "snapshot": self._snapshot.state_dict(),
+            "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
             "curve": None if self._curve is None else self._curve.state_dict(),
         }
 
@@ -193,18 +194,25 @@ class ExpTest:
         """Go on from a ``state_dict``. Load the model's and the optimizer's beside it.
 
         Raises:
-            ValueError: if the state was saved with other settings.
+            ValueError: if the state was saved with other settings, or with a trial and this
+                ExpTest has none.
         """
         saved = ExpTestSettings(**state["settings"])
         if saved != self._settings:
             raise InvalidArgumentError(
                 f"state_dict was saved with {saved}, but this ExpTest has {self._settings}"
             )
+        if self._snapshot is not None and state["snapshot"] is None:
+            raise InvalidArgumentError(
+                "state_dict was saved with a trial and holds no point of restart: pass trial= to "
+                "this ExpTest too"
+            )
         self._state = ExpTestState(**state["state"])
         self._steps = int(state["steps"])
         self._rate = float(state["rate"])
         self._windows = [WindowStats(**window) for window in state["windows"]]
-        self._snapshot.load_state_dict(state["snapshot"])
+        if self._snapshot is not None:
+            self._snapshot.load_state_dict(state["snapshot"])
         if self._curve is not None and state.get("curve") is not None:
             self._curve.load_state_dict(state["curve"])
         self._sums = None
@@ -254,6 +262,7 @@ class ExpTest:
         if decision.kind == "restart":
             if self._out_of_budget():
                 return self._go_on(replace(decision, kind="stop", lr=self.lr))
+            assert self._snapshot is not None  # with a trial, its recorder has raised
             self._snapshot.restore()
             scale_rates(self._optimizer, state.factor, self._schedulers)
         elif decision.kind == "decay":
