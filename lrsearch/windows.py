@@ -20,7 +20,8 @@ class WindowStats:
         phase: "searching" (F-test) or "training" (plateau test).
         start, stop: steps of the first loss and one past the last, counted from 0 over the run.
         length: steps that were planned for the window.
-        correction: c_w of Eq. 53; 1 for full-batch descent.
+        correction: c_w of Eq. 53; 1 for full-batch descent, and where the window is the
+            longest without it.
         lr: learning rate of the window (first parameter group).
         n_effective: independent losses that the window is worth.
         f_statistic, sse_linear, sse_exponential: of the F-test; NaN in the training phase.

@@ -55,6 +55,7 @@ STEADY_SHARE = 0.125
 # spend alpha as 1/2 + 1/4 + ... too.
 WATCH_SHARE = 0.5
 WATCH_LENGTHS = 32
+_ENDLESS = 2**62  # steps
 # Rungs below this share of the first rate are not tried; decays stop there too.
 SMALLEST_FACTOR = 1e-8
 
@@ -114,7 +115,8 @@ class ExpTestState:
         initial_loss: L0, the loss of the first step; None until known.
         start: step at which the present window begins.
         raw_length: w of Eq. 52 within floor and ceiling; None until L0 is known.
-        correction: c_w of the present window; None until measured.
+        correction: c_w of the present window; None until known, 1 where the length does not
+            depend on it.
         length: steps after which the window is judged; None until corrected.
         looks: how often the present window was looked at already.
         windows: looks so far, over all windows.
@@ -173,7 +175,9 @@ def open_window(
         first = initial_loss if isfinite(initial_loss) else 0.0
     raw = _within(settings, window_length(first, lr), state.start)
     opened = replace(state, initial_loss=first, raw_length=raw)
-    if settings.full_batch or step - state.start > raw:
+    # A window of the greatest length cannot be made longer, and c_w >= 1: no need to measure it.
+    longest = settings.mode == "robust" and raw == _within(settings, _ENDLESS, state.start)
+    if settings.full_batch or longest or step - state.start > raw:
         return correct_window(settings, opened, correction=1.0)
     return opened
 

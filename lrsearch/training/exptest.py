@@ -101,7 +101,8 @@ class ExpTest:
         )
         self._scaler = scaler
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._snapshot = Snapshot(optimizer, model, self._schedulers)
+        # A trial is pruned where others restart: it never goes back.
+        self._snapshot = None if trial is not None else Snapshot(optimizer, model, self._schedulers)
         self._recorder: LossRecorder | None = None
         self._curve = CurveLog(tracker, total_steps) if tracker is not None else None
         self._tracker = tracker
@@ -118,6 +119,7 @@ class ExpTest:
         self._due = due_step(self._settings, self._state)
         self._rate = float(optimizer.param_groups[0]["lr"])
         self._steady = Decision("continue", self._rate)
+        self._seen_rate = optimizer.param_groups[0]["lr"]
 
     @property
     def windows(self) -> list[WindowStats]:
@@ -156,19 +158,21 @@ class ExpTest:
         """
         if self._state.stopped:
             return self._steady
-        if self._recorder is None:
-            self._recorder = make_recorder(loss)
-        hopeless = self._recorder.append(loss)
+        recorder = self._recorder
+        if recorder is None:
+            recorder = self._recorder = make_recorder(loss)
+        hopeless = recorder.append(loss)
         if self._sums is not None:
             self._sums.add()
         self._steps += 1
         if hopeless:
-            values = self._recorder.values()
+            values = recorder.values()
             return self._carry_out(*diverged(self._settings, self._state, values, self.lr))
         if self._steps >= self._due:
-            return self._reach_boundary(self._recorder)
-        if self._steady.lr != self.lr:  # a scheduler of the loop moved it
-            self._steady = Decision("continue", self.lr)
+            return self._reach_boundary(recorder)
+        rate = self._optimizer.param_groups[0]["lr"]
+        if rate is not self._seen_rate:  # a scheduler of the loop moved it
+            self._seen_rate, self._steady = rate, Decision("continue", self.lr)
         return self._steady
 
     def state_dict(self) -> dict[str, Any]:
@@ -182,7 +186,7 @@ class ExpTest:
             "losses": losses,
             "windows": [window.as_dict() for window in self._windows],
             "sums": None if self._sums is None else self._sums.state_dict(),
-            "snapshot": self._snapshot.state_dict(),
+            "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
             "curve": None if self._curve is None else self._curve.state_dict(),
         }
 
@@ -190,18 +194,25 @@ class ExpTest:
         """Go on from a ``state_dict``. Load the model's and the optimizer's beside it.
 
         Raises:
-            ValueError: if the state was saved with other settings.
+            ValueError: if the state was saved with other settings, or with a trial and this
+                ExpTest has none.
         """
         saved = ExpTestSettings(**state["settings"])
         if saved != self._settings:
             raise InvalidArgumentError(
                 f"state_dict was saved with {saved}, but this ExpTest has {self._settings}"
             )
+        if self._snapshot is not None and state["snapshot"] is None:
+            raise InvalidArgumentError(
+                "state_dict was saved with a trial and holds no point of restart: pass trial= to "
+                "this ExpTest too"
+            )
         self._state = ExpTestState(**state["state"])
         self._steps = int(state["steps"])
         self._rate = float(state["rate"])
         self._windows = [WindowStats(**window) for window in state["windows"]]
-        self._snapshot.load_state_dict(state["snapshot"])
+        if self._snapshot is not None:
+            self._snapshot.load_state_dict(state["snapshot"])
         if self._curve is not None and state.get("curve") is not None:
             self._curve.load_state_dict(state["curve"])
         self._sums = None
@@ -214,6 +225,7 @@ class ExpTest:
             self._recorder = make_recorder(self._parameters[0].detach().flatten()[:1])
             self._recorder.load(state["losses"])
         self._due = due_step(self._settings, self._state)
+        self._seen_rate = self._optimizer.param_groups[0]["lr"]
         self._steady = Decision("stop" if self._state.stopped else "continue", self.lr)
 
     def _reach_boundary(self, recorder: LossRecorder) -> Decision:
@@ -250,6 +262,7 @@ class ExpTest:
         if decision.kind == "restart":
             if self._out_of_budget():
                 return self._go_on(replace(decision, kind="stop", lr=self.lr))
+            assert self._snapshot is not None  # with a trial, its recorder has raised
             self._snapshot.restore()
             scale_rates(self._optimizer, state.factor, self._schedulers)
         elif decision.kind == "decay":
@@ -281,6 +294,7 @@ class ExpTest:
             self._sums = None
             self._steady = Decision("stop", self.lr, None, decision.reason)
         else:
+            self._seen_rate = self._optimizer.param_groups[0]["lr"]
             self._steady = Decision("continue", self.lr)
         return decision
 

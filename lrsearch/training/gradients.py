@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn.utils import get_total_norm
 from lrsearch.stats.window import window_correction
 
 _SUM = torch.float32  # sums of half-precision gradients need more digits than these have
+_MANY = 32  # steps whose norms are added up together
 
 
 class GradientSums:
@@ -29,10 +30,14 @@ class GradientSums:
         self._vector: dict[int, Tensor] = {}
         self._path: Tensor | None = None
         self._summed: list[int] = []
+        self._sums: list[Tensor] = []  # those of the vector that belong to these indices
+        # Norms of single gradients, step after step: few calls add up many steps at once.
+        self._norms: list[Tensor] = []
+        self._waiting = 0
+        self._no_grad = torch.no_grad()
         kinds = {(p.device, p.dtype) for p in parameters}
         self._one_device = len(kinds) == 1
 
-    @torch.no_grad()
     def add(self) -> None:
         """Add the present gradients. Never waits for the device."""
         indices, grads = [], []
@@ -43,24 +48,49 @@ class GradientSums:
                 grads.append(grad.to_dense() if grad.is_sparse else grad)
         if not grads:
             return
-        norm = self._norm(grads)
-        if self._skip_nonfinite:
-            usable = torch.isfinite(norm)
-            norm = torch.where(usable, norm, 0.0)
-            grads = [torch.where(usable.to(g.device), g, 0.0) for g in grads]
-        if self._path is None:
-            self._path = torch.zeros_like(norm)
-        self._path += norm
-        if indices != self._summed:
-            self._add_new(indices, grads)
-        torch._foreach_add_([self._vector[index] for index in indices], grads)
+        with self._no_grad:
+            if indices != self._summed:
+                self._settle()
+                self._make_room(indices, grads)
+            if self._one_device and not self._skip_nonfinite:
+                self._norms += torch._foreach_norm(grads)
+                self._waiting += 1
+                if self._waiting == _MANY:
+                    self._settle()
+            else:
+                grads = self._add_norm(grads)
+            torch._foreach_add_(self._sums, grads)
 
-    def _add_new(self, indices: list[int], grads: list[Tensor]) -> None:
+    def _make_room(self, indices: list[int], grads: list[Tensor]) -> None:
         """Room for gradients that were not there before."""
         for index, grad in zip(indices, grads, strict=True):
             if index not in self._vector:
                 self._vector[index] = torch.zeros_like(grad, dtype=_SUM)
         self._summed = indices
+        self._sums = [self._vector[index] for index in indices]
+
+    def _add_norm(self, grads: list[Tensor]) -> list[Tensor]:
+        """Lengthen the path by one step; returns the gradients as they are to be summed."""
+        norm = self._norm(grads)
+        if self._skip_nonfinite:
+            usable = torch.isfinite(norm)
+            norm = torch.where(usable, norm, 0.0)
+            grads = [torch.where(usable.to(g.device), g, 0.0) for g in grads]
+        self._lengthen([norm])
+        return grads
+
+    def _settle(self) -> None:
+        """Lengthen the path by the steps whose norms wait."""
+        if self._waiting:
+            norms = torch.stack(self._norms).to(_SUM).view(self._waiting, -1)
+            self._norms, self._waiting = [], 0
+            self._lengthen(torch.linalg.vector_norm(norms, dim=1).unbind())
+
+    def _lengthen(self, norms: Iterable[Tensor]) -> None:
+        for norm in norms:
+            if self._path is None:
+                self._path = torch.zeros_like(norm)
+            self._path += norm
 
     def _norm(self, grads: list[Tensor]) -> Tensor:
         if self._one_device:  # half the calls of the general way
@@ -71,6 +101,7 @@ class GradientSums:
 
     def correction(self) -> float:
         """c_w of Eq. 53; 1 if there were no gradients. Waits for the device once."""
+        self._settle()
         if self._path is None:
             return 1.0
         displacement = self._norm(list(self._vector.values()))
@@ -79,6 +110,7 @@ class GradientSums:
 
     def state_dict(self) -> dict[str, object]:
         """Copies of the sums."""
+        self._settle()
         path = None if self._path is None else self._path.clone()
         return {"path": path, "vector": {i: s.clone() for i, s in self._vector.items()}}
 
@@ -92,3 +124,5 @@ class GradientSums:
             for i, s in vector.items()
         }
         self._path = None if path is None else path.clone().to(self._parameters[0].device)
+        self._summed, self._sums = [], []
+        self._norms, self._waiting = [], 0

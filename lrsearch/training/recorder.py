@@ -1,6 +1,6 @@
 """Losses of the present window, kept where they are: nothing waits for the device.
 
-On the CPU a loss is read through its own memory. On an accelerator losses stay there and are copied
+On the CPU a loss is read at once. On an accelerator losses stay there and are copied
 to the host in the background, a chunk at a time, so that divergence is seen within two chunks
 without a synchronisation; only a window's end reads the rest.
 """
@@ -48,10 +48,7 @@ def make_recorder(loss: Tensor | float) -> LossRecorder:
         InvalidArgumentError: if it is a tensor of more than one element.
     """
     if isinstance(loss, Tensor):
-        if loss.numel() != 1:
-            raise InvalidArgumentError(
-                f"loss must be a scalar, got a tensor of shape {tuple(loss.shape)}: pass its mean"
-            )
+        _require_scalar(loss)
         return HostLosses() if loss.device.type == "cpu" else DeviceLosses()
     if isinstance(loss, bool) or not isinstance(loss, (int, float, np.floating, np.integer)):
         raise InvalidTypeError(f"loss must be a tensor or a number, got {type(loss).__name__}")
@@ -186,8 +183,16 @@ class DeviceLosses:
 
 
 def _read(loss: Tensor) -> float:
-    """Value of a CPU scalar through its own memory: no dispatch, no copy."""
-    flat = loss.detach()
-    if flat.dtype not in (torch.float32, torch.float64):
-        flat = flat.double()
-    return float(flat.numpy().reshape(()))
+    """Value of a scalar in the host's memory, where ``item`` waits for nobody."""
+    try:
+        return float(loss.item())
+    except RuntimeError:
+        _require_scalar(loss)
+        raise
+
+
+def _require_scalar(loss: Tensor) -> None:
+    if loss.numel() != 1:
+        raise InvalidArgumentError(
+            f"loss must be a scalar, got a tensor of shape {tuple(loss.shape)}: pass its mean"
+        )

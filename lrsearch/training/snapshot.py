@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -17,6 +20,10 @@ _RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 
 class Snapshot:
     """Deep copies of weights, buffers, optimizer, schedulers and random generators.
+
+    Weights, buffers and the optimizer's state wait in a temporary file without a name, which ends
+    with this object or its process: they are as large as the model and seldom asked for. Where
+    no such file can be written (no room, no folder), they are kept in memory.
 
     Args:
         optimizer: its state and groups are kept, and the parameters that it holds.
@@ -31,40 +38,69 @@ class Snapshot:
         schedulers: Sequence[Any] = (),
     ) -> None:
         self._optimizer, self._model, self._schedulers = optimizer, model, schedulers
-        self._tensors = [t.detach().clone() for t in self._live_tensors()]
-        self._optimizer_state = copy.deepcopy(optimizer.state_dict())
+        self._let_go: Callable[[], object] | None = None
+        self._put([t.detach() for t in self._live_tensors()], optimizer.state_dict())
         self._scheduler_states = [copy.deepcopy(s.state_dict()) for s in schedulers]
         self._random_state = random_state()
 
     def restore(self) -> None:
         """Put everything back, in place."""
+        tensors, optimizer_state = self._get()
         with torch.no_grad():
-            for live, kept in zip(self._live_tensors(), self._tensors, strict=True):
+            for live, kept in zip(self._live_tensors(), tensors, strict=True):
                 live.copy_(kept)
-        self._optimizer.load_state_dict(copy.deepcopy(self._optimizer_state))
+        self._optimizer.load_state_dict(optimizer_state)
         for scheduler, state in zip(self._schedulers, self._scheduler_states, strict=True):
             scheduler.load_state_dict(copy.deepcopy(state))
         set_random_state(self._random_state)
 
     def state_dict(self) -> dict[str, Any]:
         """The copies themselves."""
+        tensors, optimizer_state = self._get()
         return {
-            "tensors": list(self._tensors),
-            "optimizer": copy.deepcopy(self._optimizer_state),
+            "tensors": tensors,
+            "optimizer": optimizer_state,
             "schedulers": copy.deepcopy(self._scheduler_states),
             "random": dict(self._random_state),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the copies of a ``state_dict``."""
-        live = list(self._live_tensors())
-        self._tensors = [
-            kept.detach().clone().to(tensor.device)
-            for kept, tensor in zip(state["tensors"], live, strict=True)
+        tensors = [
+            kept.detach().to(live.device)
+            for kept, live in zip(state["tensors"], self._live_tensors(), strict=True)
         ]
-        self._optimizer_state = copy.deepcopy(state["optimizer"])
+        self._put(tensors, state["optimizer"])
         self._scheduler_states = copy.deepcopy(state["schedulers"])
         self._random_state = dict(state["random"])
+
+    def _put(self, tensors: list[Tensor], optimizer_state: Mapping[str, Any]) -> None:
+        """Keep copies: what is large in a file, the optimizer's groups and the like here."""
+        large = {"tensors": tensors, "state": optimizer_state["state"]}
+        self._groups = {k: copy.deepcopy(v) for k, v in optimizer_state.items() if k != "state"}
+        if self._let_go is not None:
+            self._let_go()
+        self._file: IO[bytes] | None = None
+        self._large: dict[str, Any] | None = None
+        try:
+            file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as it is needed
+            self._let_go = weakref.finalize(self, _close, file)
+            torch.save(large, file)
+            file.flush()
+            self._file = file
+        except (OSError, RuntimeError):  # torch's writer raises the latter when a disk is full
+            self._large = copy.deepcopy(large)
+
+    def _get(self) -> tuple[list[Tensor], dict[str, Any]]:
+        """Fresh copies of the tensors and of the optimizer's state."""
+        if self._file is None:
+            large = copy.deepcopy(self._large)
+        else:
+            self._file.seek(0)
+            # Nobody else can write to this file: it has no name.
+            large = torch.load(self._file, weights_only=False)
+        assert large is not None
+        return large["tensors"], copy.deepcopy(self._groups) | {"state": large["state"]}
 
     def _live_tensors(self) -> Iterator[Tensor]:
         """Parameters and buffers of the model, then parameters that only the optimizer holds."""
@@ -80,6 +116,11 @@ class Snapshot:
             yield from self._model.buffers()  # those that are not in state_dict() too
         for group in self._optimizer.param_groups:
             yield from group["params"]
+
+
+def _close(file: IO[bytes]) -> None:
+    with suppress(OSError):  # a full disk has no room for what closing writes
+        file.close()
 
 
 def scale_rates(

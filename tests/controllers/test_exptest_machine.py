@@ -263,6 +263,36 @@ def test_full_batch_windows_need_no_correction():
     assert (state.correction, state.length) == (1.0, 60)
 
 
+@given(
+    start=st.integers(0, 4000),
+    total=st.none() | st.integers(4001, 60_000),
+    rate=st.floats(1e-5, 1e2),
+    correction=st.floats(1.0, 1e6),
+)
+def test_a_correction_is_measured_exactly_where_it_could_change_the_window(
+    start, total, rate, correction
+):
+    options = ExpTestSettings(total_steps=total)
+    state = ExpTestState(initial_loss=2.3, start=start)
+    planned = open_window(options, state, initial_loss=0.0, lr=rate, step=start)
+    measured = correct_window(options, planned, correction=correction)
+    extreme = correct_window(options, planned, correction=1e9)
+    if planned.length is None:
+        assert extreme.length > planned.raw_length
+    else:
+        assert planned.length == measured.length == extreme.length
+        if is_complete(options, planned, start + planned.length):
+            losses = 2.0 + np.sin(np.arange(planned.length))
+            after = [judge(options, one, losses, rate)[0] for one in (planned, measured)]
+            assert due_step(options, after[0]) == due_step(options, after[1])
+
+
+def test_paper_mode_measures_every_correction():
+    options = ExpTestSettings(mode="paper", total_steps=100)
+    opened = open_window(options, ExpTestState(), initial_loss=2.0, lr=1e-6, step=1)
+    assert (opened.raw_length, opened.length) == (100, None)
+
+
 def test_the_first_loss_counts_over_all_rungs():
     state = replace(ExpTestState(), initial_loss=2.3, start=500)
     later = open_window(ROBUST, state, initial_loss=99.0, lr=0.04, step=500)

@@ -3,6 +3,7 @@
 import gc
 import io
 import random
+import types
 import weakref
 
 import numpy as np
@@ -234,6 +235,58 @@ def test_full_batch_runs_keep_no_gradient_sums():
     assert run.controller.state_dict()["sums"] is None
 
 
+def held(controller, *others):
+    """Floats in tensors that the controller holds and that neither it nor others train with."""
+    live = {t.untyped_storage().data_ptr() for t in all_tensors(others)}
+    mine = {t.untyped_storage().data_ptr(): t for t in all_tensors([controller], but=others)}
+    return sum(t.numel() for where, t in mine.items() if where not in live)
+
+
+def all_tensors(roots, but=()):
+    """Tensors that can be reached from ``roots``, not through ``but``, modules and classes."""
+    seen, queue = {id(root) for root in but}, list(roots)
+    while queue:
+        thing = queue.pop()
+        skip = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
+        if id(thing) in seen or isinstance(thing, skip):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, torch.Tensor):
+            yield thing
+            queue += [] if thing.grad is None else [thing.grad]
+        else:
+            queue += gc.get_referents(thing)
+
+
+@pytest.mark.parametrize("with_trial", [False, True])
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+def test_one_copy_of_the_parameters_while_searching_and_none_after(make, with_trial):
+    """The gradient sums while they are needed; where training starts over from is in a file."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 2000), nn.Tanh(), nn.Linear(2000, 1))
+    size = sum(p.numel() for p in model.parameters())
+    optimizer = make(model.parameters(), lr=1e-4)
+    for _ in range(2):  # the optimizer has a state when the search starts
+        nn.functional.mse_loss(model(INPUTS), TARGETS).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    options = {"trial": asked()[1]} if with_trial else {}
+    controller = ExpTest(optimizer, model=model, total_steps=1000, **options)
+    copies = {"summing": [], "searching": [], "training": []}
+    for loss in 0.3 + 2.0 * np.exp(-np.arange(200) / 40.0):
+        nn.functional.mse_loss(model(INPUTS), TARGETS).backward()
+        optimizer.step()
+        controller.step(float(loss))
+        optimizer.zero_grad()
+        stage = "summing" if controller._sums is not None else controller.phase
+        if len(copies[stage]) < 20:
+            copies[stage].append(held(controller, model, optimizer) / size)
+    assert max(copies["summing"]) == pytest.approx(1.0, abs=0.5)
+    assert copies["searching"]
+    assert max(copies["searching"] + copies["training"][1:]) < 0.5
+    assert copies["training"]
+
+
 CURVES = {
     "decay": lambda t: 0.3 + 2.0 * np.exp(-t / 12.0),
     "flat": lambda t: np.full(t.size, 2.3),
@@ -343,6 +396,16 @@ def test_with_a_trial_a_rising_loss_prunes_with_its_p_value():
         list(map(controller.step, losses.tolist()))
     assert study.trials[0].user_attrs[REASON] == "rising"
     assert study.trials[0].user_attrs[PVALUE] == controller.windows[-1].pvalue
+
+
+def test_a_trial_keeps_no_point_of_restart_and_says_so_where_one_is_needed():
+    run = Run(trial=asked()[1])
+    kinds(run, 5)
+    state = run.state()
+    assert state["exptest"]["snapshot"] is None
+    Run(trial=asked()[1]).load(state, 5)
+    with pytest.raises(InvalidArgumentError, match="pass trial= to this ExpTest too"):
+        Run().load(state, 5)
 
 
 def test_with_a_trial_windows_are_reported():

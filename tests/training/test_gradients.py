@@ -119,6 +119,24 @@ def test_the_gradients_themselves_stay_as_they_are():
     torch.testing.assert_close(params[0].grad, gradient)
 
 
+@pytest.mark.parametrize("steps", [1, 31, 32, 33, 100])
+def test_adding_many_steps_at_once_changes_no_bit(steps):
+    """The same numbers as with each step's norm added at once, in the order of the steps."""
+    rng, params = np.random.default_rng(4), parameters()
+    sums, path, vector = GradientSums(params), torch.zeros(()), torch.zeros(7)
+    for step in range(steps):
+        set_gradients(params, rng, kinds=(0, 1))
+        if step % 40 == 39:
+            params[1].grad.zero_()
+        norms = [torch.linalg.vector_norm(params[kind].grad) for kind in (0, 1)]
+        path += torch.linalg.vector_norm(torch.stack(norms))
+        vector += torch.cat([params[kind].grad.flatten() for kind in (0, 1)])
+        sums.add()
+    state = sums.state_dict()
+    assert torch.equal(state["path"], path)
+    assert torch.equal(torch.cat([part.flatten() for part in state["vector"].values()]), vector)
+
+
 def test_saved_sums_go_on_exactly():
     rng, params = np.random.default_rng(3), parameters()
     sums = GradientSums(params)

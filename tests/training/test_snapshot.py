@@ -2,6 +2,7 @@
 
 import io
 import random
+import tempfile
 
 import numpy as np
 import pytest
@@ -66,6 +67,27 @@ def test_weights_buffers_and_optimizer_come_back(kind):
     assert_same(everything(model), after)
     snapshot.restore()  # a second time: the copies were not handed out
     assert_same(everything(model), before)
+
+
+@pytest.mark.parametrize("trouble", ["full", "nowhere"])
+def test_where_no_file_can_be_written_everything_comes_back_from_memory(monkeypatch, trouble):
+    def no_room():
+        if trouble == "full":
+            return open("/dev/full", "w+b")
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", no_room)
+    model = Net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    advance(model, optimizer)
+    snapshot = Snapshot(optimizer, model)
+    before = everything(model)
+    for _ in range(2):  # a second time: the copies were not handed out
+        advance(model, optimizer)
+        snapshot.restore()
+        assert_same(everything(model), before)
+        assert optimizer.state[model.last.weight]["step"] == 3.0
+    assert_same(snapshot.state_dict()["tensors"][: len(before)], before)
 
 
 def test_without_a_model_the_optimizers_parameters_come_back():
