@@ -56,6 +56,8 @@ STEADY_SHARE = 0.125
 WATCH_SHARE = 0.5
 WATCH_LENGTHS = 32
 _ENDLESS = 2**62  # steps
+# A run whose loss has fallen by less than this share of its first one has not begun to.
+SHOULDER = 0.1
 # Rungs below this share of the first rate are not tried; decays stop there too.
 SMALLEST_FACTOR = 1e-8
 
@@ -70,6 +72,10 @@ class ExpTestSettings:
         mode: "robust" or "paper" (Algorithm 1 as printed, with the globally best fit).
         full_batch: whether every step sees the whole data set; then c_w = 1.
         total_steps: gradient steps of the whole run, restarts included; None if not known.
+        anneal: share of ``total_steps`` at the end over which the rate falls to 0 by a line, in
+            [0, 1]; 0 for none.
+        raced: the rate has won a race, so its first window is recorded and ends the search unless
+            it diverges: what a race has compared, one curve alone cannot undo.
     """
 
     alpha: float = 0.05
@@ -77,6 +83,8 @@ class ExpTestSettings:
     mode: Mode = "robust"
     full_batch: bool = False
     total_steps: int | None = None
+    anneal: float = 0.0
+    raced: bool = False
 
     def __post_init__(self) -> None:
         require_in_open_unit_interval("alpha", self.alpha)
@@ -88,11 +96,30 @@ class ExpTestSettings:
                 raise InvalidArgumentError(
                     f"total_steps must be a positive whole number or None, got {self.total_steps!r}"
                 )
+        if not 0.0 <= require_number("anneal", self.anneal) <= 1.0:
+            raise InvalidArgumentError(f"anneal must lie in [0, 1], got {self.anneal!r}")
+        if self.anneal and self.total_steps is None:
+            raise InvalidArgumentError(
+                f"anneal needs total_steps, or no end is known, got anneal={self.anneal!r}"
+            )
 
     @property
     def floor(self) -> int:
         """Fewest steps of a window."""
         return ROBUST_FLOOR if self.mode == "robust" else PAPER_FLOOR
+
+    @property
+    def annealing_from(self) -> float:
+        """Step after which the rate falls to 0; infinite if it does not."""
+        if not self.anneal or self.total_steps is None:
+            return inf
+        return self.total_steps * (1.0 - self.anneal)
+
+    def share_at(self, step: int) -> float:
+        """The rate of the step after ``step`` ones, relative to what it is without annealing."""
+        if step <= self.annealing_from or self.total_steps is None:
+            return 1.0
+        return max(self.total_steps - step, 1) / (self.anneal * self.total_steps)
 
     def level(self, looks: int) -> float:
         """Level of a test after so many earlier looks at the same window."""
@@ -232,6 +259,42 @@ def judge(
     return _train(settings, state, look, end)
 
 
+def probe_window(
+    settings: ExpTestSettings, losses: Curve, lr: float, *, won: bool, reason: str
+) -> WindowStats:
+    """The record of a probe, whose verdict a race has spoken; the F-test's numbers beside it.
+
+    Args:
+        settings: alpha and mode count.
+        losses: shape (steps,) [loss].
+        lr: learning rate of the probe.
+        won: whether the race chose it.
+        reason: the race's.
+    """
+    values = np.asarray(losses, dtype=np.float64)
+    state = ExpTestState(length=values.size)
+    look = _Look(settings, state, values, lr)
+    if values.size >= PAPER_FLOOR and np.all(np.isfinite(values)):
+        look.f_test(settings.alpha)
+    window = look.decided(state, "accept" if won else "restart", 1.0, reason)[1].window
+    assert window is not None
+    return window
+
+
+def lowered(
+    settings: ExpTestSettings, state: ExpTestState, losses: Curve, lr: float, reason: str
+) -> tuple[ExpTestState, Decision]:
+    """Somebody else asks for a decay: the window ends here.
+
+    Args:
+        settings, state: as they stand.
+        losses: shape (steps since ``state.start``,) [loss].
+        lr: learning rate of the window (first parameter group).
+        reason: in words.
+    """
+    return _Look(settings, state, np.asarray(losses, dtype=np.float64), lr).decay(reason)
+
+
 def diverged(
     settings: ExpTestSettings,
     state: ExpTestState,
@@ -249,6 +312,8 @@ def _search(
     look.f_test(level)
     if settings.mode == "paper":
         return look.accept("decay") if look.passed else look.restart("not exponential")
+    if settings.raced:
+        return look.accept("decay" if look.passed else "won its race")
     if look.passed:
         return look.accept_if_stable("decay")
     if look.rises(level):
@@ -270,7 +335,11 @@ def _train(
     settings: ExpTestSettings, state: ExpTestState, look: _Look, end: int
 ) -> tuple[ExpTestState, Decision]:
     verdict = look.plateau(settings.level(state.looks))
+    if end > settings.annealing_from:  # the rate falls by itself
+        return look.next_window(verdict)
     if verdict == "plateau" and state.factor * settings.beta > SMALLEST_FACTOR:
+        if settings.raced and not look.has_fallen():  # a shoulder: what has not begun is not over
+            return look.next_window("not fallen yet")
         return look.decay()
     if verdict == "undecided":
         longer = _longer(settings, state, end, share=WATCH_SHARE, lengths=WATCH_LENGTHS)
@@ -370,12 +439,17 @@ class _Look:
         rest = plateau_test(rest_of, alpha=level, mode=self._settings.mode)
         return self.falls(level) and rest.verdict == "descending"
 
+    def has_fallen(self) -> bool:
+        """Whether the losses lie below the run's first one by a share that matters."""
+        first = self._state.initial_loss or 0.0
+        return first - float(self.losses.mean()) > SHOULDER * abs(first)
+
     def rises(self, level: float) -> bool:
         return self._rise_pvalue < level
 
     def accept(self, reason: str) -> tuple[ExpTestState, Decision]:
         state = replace(self._fresh(), phase="training", length=self._same_length())
-        return self._decide(state, "accept", 1.0, reason)
+        return self.decided(state, "accept", 1.0, reason)
 
     def accept_if_stable(self, reason: str) -> tuple[ExpTestState, Decision]:
         factor = 1.0 if self._settings.full_batch else SPIKE_FACTOR
@@ -386,20 +460,23 @@ class _Look:
 
     def next_window(self, reason: str) -> tuple[ExpTestState, Decision]:
         state = replace(self._fresh(), length=self._same_length())
-        return self._decide(state, "continue", 1.0, reason)
+        return self.decided(state, "continue", 1.0, reason)
 
     def extend(self, length: int, reason: str) -> tuple[ExpTestState, Decision]:
         state = replace(
             self._state, length=length, looks=self._state.looks + 1, windows=self._state.windows + 1
         )
-        return self._decide(state, "continue", 1.0, reason)
+        return self.decided(state, "continue", 1.0, reason)
 
-    def decay(self) -> tuple[ExpTestState, Decision]:
+    def decay(self, reason: str = "plateau") -> tuple[ExpTestState, Decision]:
         beta = self._settings.beta
         state = replace(
-            self._unmeasured(), factor=self._state.factor * beta, decays=self._state.decays + 1
+            self._unmeasured(),
+            phase="training",
+            factor=self._state.factor * beta,
+            decays=self._state.decays + 1,
         )
-        return self._decide(state, "decay", beta, "plateau")
+        return self.decided(state, "decay", beta, reason)
 
     def restart(self, reason: str) -> tuple[ExpTestState, Decision]:
         beta = self._settings.beta
@@ -410,8 +487,8 @@ class _Look:
         )
         if factor < SMALLEST_FACTOR:
             stopped = replace(state, stopped=True)
-            return self._decide(stopped, "stop", 1.0, f"no rate passed; the last one: {reason}")
-        return self._decide(state, "restart", beta, reason)
+            return self.decided(stopped, "stop", 1.0, f"no rate passed; the last one: {reason}")
+        return self.decided(state, "restart", beta, reason)
 
     def _fresh(self) -> ExpTestState:
         """The next window begins here, with the same measured correction."""
@@ -427,7 +504,7 @@ class _Look:
         planned = (self._state.correction or 1.0) * _planned(self._state)
         return _within(self._settings, round(min(planned, 2.0**62)), self._end)
 
-    def _decide(
+    def decided(
         self, state: ExpTestState, kind: Kind, change: float, reason: str
     ) -> tuple[ExpTestState, Decision]:
         losses = self.losses

@@ -28,6 +28,7 @@ from lrsearch.tracking import RunStatus, RunTracker, StepTracker
 from lrsearch.training.checkpoints import Checkpoint
 from lrsearch.training.curve import CurveLog
 from lrsearch.training.exptest import ExpTest
+from lrsearch.training.guard import ValidationGuard
 from lrsearch.training.keeping import SECONDS as CHECKPOINT_SECONDS
 from lrsearch.training.keeping import Keeper, Part
 from lrsearch.training.loop import (
@@ -148,8 +149,13 @@ class Attempt:
                 trial=trial,
                 full_batch=settings.full_batch,
                 total_steps=settings.total_steps,
+                anneal=settings.anneal,
+                raced=settings.raced,
                 tracker=self._teller,
             )
+        self._guard: ValidationGuard | None = None
+        if what.plan.controlled and settings.mode == "robust":
+            self._guard = ValidationGuard(self.model)
         self._renewed: RenewedRate | None = None
         if what.plan.renewed:
             self._renewed = RenewedRate(
@@ -256,6 +262,8 @@ class Attempt:
         parts: dict[str, Part] = {"accounts": self._accounts, "curve": self._curve}
         if self._renewed is not None:
             parts["renewed"] = self._renewed
+        if self._guard is not None:
+            parts["guard"] = self._guard
         if self._outbox is not None:
             parts["outbox"] = self._outbox
         return Keeper(
@@ -282,6 +290,7 @@ class Attempt:
                     observer=self,
                     check_every=1 if what.short else None,
                     keeper=self._keeper,
+                    guard=self._guard,
                 )
         except optuna.TrialPruned as error:
             if error is self._keeper.interruption:  # others have set their reason
@@ -338,9 +347,19 @@ class Attempt:
             {"val/loss": validation.loss, f"val/{metric}": validation.metric}, step=progress.step
         )
         self._watcher.trial_moved(progress)
+        if progress.risen and progress.step < progress.total:
+            self._calm()
         if self._reporter is not None and self._reporter.rejects(validation.loss, progress.step):
             self._trial.set_user_attr(REASON, self._why_pruned(validation.loss))
             raise optuna.TrialPruned
+
+    def _calm(self) -> None:
+        """The validation loss rises: back to the best weights, at a lower rate."""
+        assert self._guard is not None
+        assert self._controller is not None
+        since = self._guard.step
+        self._guard.restore()
+        self._controller.lower(f"validation loss rises since step {since}")
 
     def _why_pruned(self, loss: float) -> str:
         if not self._what.short:

@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any, Final
 
 from lrsearch.controllers.exptest import ExpTestSettings
+from lrsearch.controllers.race import RaceSettings
 from lrsearch.engine.lipschitz import default_multipliers
 from lrsearch.engine.methods import METHODS, Plan, make_plan
 from lrsearch.engine.start import Start, checked_start, find_start
@@ -18,8 +19,9 @@ from lrsearch.errors import (
     require_positive,
     require_whole,
 )
-from lrsearch.stats.convergence import Mode
+from lrsearch.stats.convergence import MODES, Mode
 from lrsearch.tasks import resolve_task
+from lrsearch.training.exptest import ANNEAL
 from lrsearch.training.loop import steps_per_epoch
 from lrsearch.training.task import TaskData, TrainingTask
 
@@ -53,13 +55,14 @@ class SearchRequest:
 
     def __post_init__(self) -> None:
         require_choice("method", self.method, METHODS)
+        require_choice("mode", self.mode, MODES)
         if not 0 <= require_whole("seed", self.seed) <= LARGEST_SEED:
             raise InvalidArgumentError(f"seed must lie in 0 ... {LARGEST_SEED}, got {self.seed!r}")
         for name in ("trials", "epochs", "batch_size"):
             count = getattr(self, name)
             if count is not None and require_whole(name, count) < 1:
                 raise InvalidArgumentError(f"{name} must be at least 1, got {count!r}")
-        begin = checked_start(self.method, self.start)
+        begin = checked_start(self.method, self.start, self.mode)
         object.__setattr__(self, "start", begin)
         factors = _checked_multipliers(self.method, begin, self.multipliers)
         object.__setattr__(self, "multipliers", factors)
@@ -109,6 +112,7 @@ def prepare(
     data: TaskData | None = None,
     start: Start | None = None,
     worker: int = 0,
+    device: str = "cpu",
 ) -> Prepared:
     """Load the data, find where to begin, and plan the study.
 
@@ -131,14 +135,24 @@ def prepare(
         )
     full_batch = task.batch_size is None or task.batch_size >= len(data.train)
     steps = steps_per_epoch(task, data) * task.epochs
-    settings = replace(request.settings(), full_batch=full_batch, total_steps=steps)
+    # The papers know no annealing; the rate of "lipschitz" is renewed, not annealed.
+    anneal = ANNEAL if request.mode == "robust" else 0.0
+    settings = replace(request.settings(), full_batch=full_batch, total_steps=steps, anneal=anneal)
     factors = request.multipliers
     if request.method == "lipschitz" and request.start is None:
         factors = factors or default_multipliers(task, request.mode)
     if start is None:
         start = find_start(
-            task, data, request.mode, request.seed, method=request.method, start=request.start
+            task,
+            data,
+            request.mode,
+            request.seed,
+            method=request.method,
+            start=request.start,
+            race=RaceSettings(steps, beta=request.beta, alpha=request.alpha),
+            device=device,
         )
+    settings = replace(settings, raced=start.raced)
     plan = make_plan(
         request.method,
         start.rate,

@@ -17,12 +17,13 @@ from torch import nn
 from lrsearch.engine.drawing import log_study
 from lrsearch.engine.progress import SearchWatcher, SilentWatcher
 from lrsearch.engine.provenance import data_record
+from lrsearch.engine.race import race_steps, record_race
 from lrsearch.engine.record import describe, log_failure, open_run, report
 from lrsearch.engine.request import Prepared, SearchRequest, prepare
 from lrsearch.engine.result import SearchResult, choose, total_steps, trials_table, window_rows
 from lrsearch.engine.storage import Keeping, begin_study, keeping
 from lrsearch.engine.workers.crew import Crew, checked_crew, checked_device
-from lrsearch.engine.workers.joining import write_recipe
+from lrsearch.engine.workers.joining import kept_start, write_recipe
 from lrsearch.engine.workers.keepsakes import Keepsake, Keepsakes
 from lrsearch.engine.workers.loop import Worker
 from lrsearch.engine.workers.placement import ANYWHERE
@@ -104,9 +105,10 @@ def search(
         experiment: the tracker's experiment.
         data_dir: folder with data files of built-in tasks.
         watcher: is told how it goes.
-        start: where ExpTest's ladder starts: "bound" (of the data; default) or "lipschitz": 1 / L
-            of the first batch. With method "lipschitz": None for the papers' method, without a
-            test; "lipschitz" hands 1 / L to ExpTest, which rejects it where it is too high.
+        start: where ExpTest's ladder starts: "race" (of short probes from the same weights on the
+            same batches; default), "bound" (of the data; default in mode "paper") or "lipschitz":
+            1 / L of the first batch. With method "lipschitz": None for the papers' method, without
+            a test; "lipschitz" hands 1 / L to ExpTest, which rejects it where it is too high.
         multipliers: factors of 1 / L (mode "paper" with momentum: AdaMo's x). Several are tried for
             five epochs each, and the best by validation loss is trained in full. Default: 1; for
             momentum 1, 3 and 10, in mode "paper" 0.1, 0.5 and 1. With ``start`` there may be one.
@@ -155,7 +157,9 @@ def search(
     )
     told = watcher or SilentWatcher()
     began = time.perf_counter()
-    prepared = prepare(request, chosen)
+    prepared = prepare(
+        request, chosen, start=kept_start(kept) if kept.resumed else None, device=device
+    )
     if prepared.start.note:
         told.noted(prepared.start.note)
     spent = time.perf_counter() - began
@@ -169,6 +173,16 @@ def search(
         study = begin_study(prepared, kept, resume=resume)
         seen = data_record(prepared.data) if recorded else None
         describe(run, prepared, seen, resumed=kept.resumed)
+        if prepared.start.race is not None:
+            record_race(
+                study,
+                prepared.start.race,
+                run,
+                prepared.settings,
+                told,
+                uid=kept.uid,
+                method=method,
+            )
         work = _Work(
             prepared,
             kept,
@@ -350,7 +364,7 @@ def _result(
         oracle_value=choice.oracle_value,
         val_loss=choice.val_loss,
         train_loss=choice.train_loss,
-        steps=total_steps(study),
+        steps=total_steps(study) + race_steps(study),
         seconds=seconds,
         stop_reason=str(reason) if reason else "all trials done",
         study=study,

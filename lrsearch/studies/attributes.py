@@ -27,6 +27,10 @@ DOMINATED: Final = "lrsearch:dominated"
 """Trial on a rung: ``{"trial": int, "by": int}``, the trial on a higher rung for which it was
 pruned."""
 
+PROBE: Final = "lrsearch:probe"
+"""Trial: true for a probe of the race before the first trial: it is on no ladder, and no trial that
+a budget of trials counts."""
+
 PVALUE: Final = "lrsearch:pvalue"
 """Trial: p-value of the test that decided it."""
 

@@ -18,6 +18,7 @@ from lrsearch.controllers.exptest import (
     due_step,
     is_complete,
     judge,
+    lowered,
     open_window,
 )
 from lrsearch.errors import InvalidArgumentError, InvalidTypeError, require_positive
@@ -31,6 +32,10 @@ from lrsearch.windows import WindowStats
 
 if TYPE_CHECKING:
     import optuna
+
+# Of a run's end, over which the rate falls to 0; and in how many stairs a whole run would.
+ANNEAL = 0.4
+STAIRS = 50
 
 
 class ExpTest:
@@ -58,6 +63,11 @@ class ExpTest:
             ``optuna.TrialPruned`` is raised: the next trial is the restart.
         full_batch: every step sees the whole data set, so windows need no correction.
         total_steps: steps of the whole run, restarts included; bounds the windows.
+        anneal: share of ``total_steps`` at the end over which the rate falls to 0 by a line. None:
+            0.4 in mode "robust" where ``total_steps`` is known and no scheduler shapes the rate,
+            else 0.
+        raced: the rate has won a race (``lrsearch.training.probes``): its first window is recorded,
+            and rejects it only if it diverges.
         tracker: a run of an experiment tracker that gets losses, rates and windows.
         schedulers: learning-rate schedulers of the loop; a restart winds them back, and decays
             scale their base rates, so that both can change the rate.
@@ -80,6 +90,8 @@ class ExpTest:
         trial: optuna.trial.BaseTrial | None = None,
         full_batch: bool = False,
         total_steps: int | None = None,
+        anneal: float | None = None,
+        raced: bool = False,
         tracker: StepTracker | None = None,
         schedulers: Any = (),
         scaler: torch.amp.GradScaler | None = None,
@@ -90,10 +102,19 @@ class ExpTest:
             )
         if model is not None and not isinstance(model, nn.Module):
             raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if anneal is None:
+            shaped = mode == "paper" or total_steps is None or bool(schedulers)
+            anneal = 0.0 if shaped else ANNEAL
         for number, group in enumerate(optimizer.param_groups):
             require_positive(f"lr of the optimizer's parameter group {number}", float(group["lr"]))
         self._settings = ExpTestSettings(
-            alpha=alpha, beta=beta, mode=mode, full_batch=full_batch, total_steps=total_steps
+            alpha=alpha,
+            beta=beta,
+            mode=mode,
+            full_batch=full_batch,
+            total_steps=total_steps,
+            anneal=anneal,
+            raced=raced,
         )
         self._optimizer = optimizer
         self._schedulers: Sequence[Any] = (
@@ -120,6 +141,10 @@ class ExpTest:
         self._rate = float(optimizer.param_groups[0]["lr"])
         self._steady = Decision("continue", self._rate)
         self._seen_rate = optimizer.param_groups[0]["lr"]
+        self._share = 1.0  # of the rate without annealing
+        self._lower_at = self._settings.annealing_from
+        self._stretches: list[tuple[int, float]] = []  # where a rate ended, since the last log
+        self._told = 0
 
     @property
     def windows(self) -> list[WindowStats]:
@@ -170,10 +195,31 @@ class ExpTest:
             return self._carry_out(*diverged(self._settings, self._state, values, self.lr))
         if self._steps >= self._due:
             return self._reach_boundary(recorder)
+        if self._steps >= self._lower_at:
+            self._anneal()
         rate = self._optimizer.param_groups[0]["lr"]
         if rate is not self._seen_rate:  # a scheduler of the loop moved it
             self._seen_rate, self._steady = rate, Decision("continue", self.lr)
         return self._steady
+
+    def lower(self, reason: str) -> Decision:
+        """Decay the rate for a reason of the caller's, such as a validation loss that rises.
+
+        The present window ends here, whatever it would have shown; while the rate is searched, that
+        accepts it.
+
+        Args:
+            reason: in a few words, for the record.
+
+        Returns:
+            The decision; "stop" once the budget is spent.
+        """
+        if self._state.stopped or self._recorder is None:
+            return self._steady
+        self._read_rate()
+        return self._carry_out(
+            *lowered(self._settings, self._state, self._recorder.values(), self.lr, reason)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on exactly, restarts included; plain values and tensors."""
@@ -183,6 +229,9 @@ class ExpTest:
             "state": self._state.as_dict(),
             "steps": self._steps,
             "rate": self._rate,
+            "share": self._share,
+            "stretches": list(self._stretches),
+            "told": self._told,
             "losses": losses,
             "windows": [window.as_dict() for window in self._windows],
             "sums": None if self._sums is None else self._sums.state_dict(),
@@ -210,6 +259,10 @@ class ExpTest:
         self._state = ExpTestState(**state["state"])
         self._steps = int(state["steps"])
         self._rate = float(state["rate"])
+        self._share = float(state["share"])
+        self._stretches = [(int(step), float(rate)) for step, rate in state["stretches"]]
+        self._told = int(state["told"])
+        self._lower_at = self._settings.annealing_from
         self._windows = [WindowStats(**window) for window in state["windows"]]
         if self._snapshot is not None:
             self._snapshot.load_state_dict(state["snapshot"])
@@ -265,6 +318,7 @@ class ExpTest:
             assert self._snapshot is not None  # with a trial, its recorder has raised
             self._snapshot.restore()
             scale_rates(self._optimizer, state.factor, self._schedulers)
+            self._share = 1.0
         elif decision.kind == "decay":
             scale_rates(self._optimizer, self._settings.beta, self._schedulers)
         self._read_rate()
@@ -279,15 +333,16 @@ class ExpTest:
 
     def _go_on(self, decision: Decision) -> Decision:
         """Plan the next boundary; the last step of the budget is the end."""
+        if self._steps >= self._lower_at:
+            self._anneal()
+            decision = replace(decision, lr=self._rate)
         self._due = due_step(self._settings, self._state)
         if self._out_of_budget() and decision.kind != "stop":
             tested = self._state.phase == "training"
             reason = "budget spent" if tested else "budget spent before a rate passed its test"
             decision = replace(decision, kind="stop", reason=reason)
         if decision.kind == "stop":
-            if self._curve is not None and self._recorder is not None:
-                # The losses since the last window, which nobody judges.
-                self._curve.extend(self._recorder.values(), self._state.start, self.lr)
+            self._tell(self._state.start, self.lr)  # nobody judges these
             # Trackers that send in the background are given the time to end with the training.
             getattr(self._tracker, "flush", lambda: None)()
             self._state = replace(self._state, stopped=True)
@@ -297,6 +352,33 @@ class ExpTest:
             self._seen_rate = self._optimizer.param_groups[0]["lr"]
             self._steady = Decision("continue", self.lr)
         return decision
+
+    def _anneal(self) -> None:
+        """Lower the rate towards 0, in stairs. Never waits for the device."""
+        total = self._settings.total_steps or 0
+        self._lower_at = self._steps + max(1, total // STAIRS)
+        share = self._settings.share_at(self._steps)
+        if share == self._share:
+            return
+        if self._curve is not None:
+            self._stretches.append((self._steps, self._rate))
+        scale_rates(self._optimizer, share / self._share, self._schedulers)
+        self._rate *= share / self._share
+        self._share = share
+
+    def _tell(self, start: int, lr: float) -> None:
+        """Log the losses since step ``start`` that were not logged yet, at the rates they met."""
+        if self._curve is None or self._recorder is None:
+            return
+        losses = self._recorder.values()
+        end = start + losses.size
+        at = max(start, self._told)
+        for stop, rate in [*self._stretches, (end, lr)]:
+            if stop > at:
+                self._curve.extend(losses[at - start : stop - start], at, rate)
+                at = stop
+        self._told = max(at, self._told)
+        self._stretches = []
 
     def _read_rate(self) -> None:
         """The rate as it is: schedulers of the loop may have moved it. May wait for the device."""
@@ -312,7 +394,7 @@ class ExpTest:
         return GradientSums(self._parameters, skip_nonfinite=self._scaler is not None)
 
     def _log(self, window: WindowStats) -> None:
-        if self._tracker is None or self._curve is None or self._recorder is None:
+        if self._tracker is None:
             return
-        self._curve.extend(self._recorder.values(), window.start, window.lr)
+        self._tell(window.start, window.lr)
         self._tracker.log_metrics(window.as_metrics(), step=window.last_step)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, nan
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from lrsearch.controllers.exptest import Decision
 from lrsearch.errors import require_positive
 from lrsearch.stats.series import FloatArray
 from lrsearch.training.batches import Batches
+from lrsearch.training.guard import ValidationGuard
 from lrsearch.training.keeping import Keeper
 from lrsearch.training.recorder import LossRecorder, make_recorder
 from lrsearch.training.task import Split, TaskData, TrainingTask
@@ -43,6 +45,7 @@ class Progress:
         lr: present learning rate.
         loss: last training loss that is known.
         pvalue: of the last window, if a test was made.
+        risen: whether a guard shows that the validation loss rises.
     """
 
     step: int
@@ -50,6 +53,7 @@ class Progress:
     lr: float
     loss: float
     pvalue: float | None = None
+    risen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,8 @@ class TrainingOutcome:
     Attributes:
         steps: gradient steps spent.
         lr: rate at the end.
-        train, validation, test: loss and metric of the final weights.
+        train, validation, test: loss and metric of the final weights, or of those that the guard
+            has kept.
         diverged: whether it ended on a loss that is not finite.
         ended_early: why it ended before its last step; "" if it did not.
     """
@@ -169,13 +174,21 @@ def build_model(task: TrainingTask, data: TaskData, seed: int) -> nn.Module:
     return task.model(data)
 
 
-@torch.no_grad()
 def evaluate(task: TrainingTask, model: nn.Module, split: Split) -> Evaluation:
     """Loss and metric of a model on a whole split, in evaluation mode."""
+    return evaluate_rows(task, model, split, rows=False)[0]
+
+
+@torch.no_grad()
+def evaluate_rows(
+    task: TrainingTask, model: nn.Module, split: Split, *, rows: bool = True
+) -> tuple[Evaluation, FloatArray]:
+    """Loss and metric on a whole split, and each row's loss, shape (rows,), if it is wanted."""
     was_training = model.training
     model.eval()
     function = loss_function(task.loss, task.loss_scale)
     loss, metric = 0.0, 0.0
+    losses: list[Tensor] = []
     for start in range(0, len(split), _EVALUATION_ROWS):
         inputs = split.inputs[start : start + _EVALUATION_ROWS]
         targets = split.targets[start : start + _EVALUATION_ROWS]
@@ -183,8 +196,25 @@ def evaluate(task: TrainingTask, model: nn.Module, split: Split) -> Evaluation:
         share = len(inputs) / len(split)
         loss += float(function(output, targets)) * share
         metric += _metric(task, output, targets) * share
+        if rows:
+            losses.append(_row_losses(task, output, targets))
     model.train(was_training)
-    return Evaluation(loss, metric)
+    each = torch.cat(losses).double().cpu().numpy() if losses else np.empty(0)
+    return Evaluation(loss, metric), each
+
+
+def _row_losses(task: TrainingTask, output: Tensor, targets: Tensor) -> Tensor:
+    """Each row's loss, whose mean is the task's; shape (rows,)."""
+    if task.loss == "cross_entropy":
+        losses = nn.functional.cross_entropy(output, targets, reduction="none")
+    else:
+        by_name: dict[str, Callable[..., Tensor]] = {
+            "mse": nn.functional.mse_loss,
+            "binary_cross_entropy": nn.functional.binary_cross_entropy_with_logits,
+        }
+        given = output.reshape(targets.shape)
+        losses = by_name[task.loss](given, targets.to(given.dtype), reduction="none")
+    return task.loss_scale * losses.reshape(len(targets), -1).mean(dim=1)
 
 
 def _metric(task: TrainingTask, output: Tensor, targets: Tensor) -> float:
@@ -207,6 +237,7 @@ def train(
     observer: Observer | None = None,
     check_every: int | None = None,
     keeper: Keeper | None = None,
+    guard: ValidationGuard | None = None,
 ) -> TrainingOutcome:
     """Train a model for the task's epochs.
 
@@ -223,6 +254,7 @@ def train(
         keeper: saves the training, and puts it back where its checkpoint is: on the CPU it then
             goes on bit for bit as if it had never stopped. What the observer holds is saved if it
             is one of the keeper's parts.
+        guard: looks at each check of validation; at the end the model has the weights that it kept.
 
     Raises:
         BaseException: what the keeper was told to leave with, or the observer raises.
@@ -245,6 +277,8 @@ def train(
             optimizer.step()
             course.steps += 1
             watch.stepped()
+            if guard is not None:
+                course.add(loss)
             if controller is not None:
                 decision = controller.step(loss)
                 if decision.window is not None:
@@ -266,7 +300,10 @@ def train(
             course.tell(watch, rate_of(optimizer))
             known = float(course.loss.detach())
             progress = Progress(course.steps, total, rate_of(optimizer), known)
-            validation = evaluate(task, model, data.validation)
+            validation, rows = evaluate_rows(task, model, data.validation, rows=guard is not None)
+            if guard is not None:
+                risen = guard.see(rows, course.mean_loss(), course.steps)
+                progress = replace(progress, risen=risen)
             watch.validated(validation, progress)
         if last:
             break
@@ -274,6 +311,8 @@ def train(
         watch.epoch_ended()
         if rate_of(optimizer) != rate:
             course.tell(watch, rate)  # a stretch has one rate
+    if guard is not None and guard.restore():
+        validation = evaluate(task, model, data.validation)
     return TrainingOutcome(
         steps=course.steps,
         lr=rate_of(optimizer),
@@ -304,6 +343,20 @@ class _Course:
         self.loss = torch.full((), nan, device=device)
         self._recorder: LossRecorder | None = None
         self._told = 0
+        self._sum = torch.zeros((), device=device)
+        self._summed = 0
+
+    def add(self, loss: Tensor) -> None:
+        """Count a loss in the mean. Never waits for the device."""
+        self._sum += loss.detach()
+        self._summed += 1
+
+    def mean_loss(self) -> float:
+        """Mean of the losses that were added since the last call. Waits for the device."""
+        mean = float(self._sum) / max(self._summed, 1)
+        self._sum.zero_()
+        self._summed = 0
+        return mean
 
     def keep(self, loss: Tensor) -> bool:
         """Keep a loss that no controller keeps; returns whether the curve has diverged."""
@@ -328,6 +381,8 @@ class _Course:
             "loss": self.loss.detach(),
             "losses": losses,
             "told": self._told,
+            "sum": self._sum.clone(),
+            "summed": self._summed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -335,6 +390,8 @@ class _Course:
         self.batches.load_state_dict(state["batches"])
         self.epoch, self.steps = int(state["epoch"]), int(state["steps"])
         self._told = int(state["told"])
+        self._sum.copy_(state["sum"])
+        self._summed = int(state["summed"])
         self.loss = state["loss"].to(self.loss.device)
         self._recorder = None
         if state["losses"] is not None:

@@ -13,7 +13,7 @@ import optuna
 from lrsearch.engine.progress import SearchWatcher, SilentWatcher
 from lrsearch.engine.request import SearchRequest
 from lrsearch.engine.start import Start
-from lrsearch.engine.storage import kept_folder
+from lrsearch.engine.storage import Keeping, kept_folder
 from lrsearch.engine.workers.crew import crew_of
 from lrsearch.engine.workers.placement import ANYWHERE
 from lrsearch.engine.workers.spec import Durability, WorkerSpec
@@ -47,6 +47,15 @@ def write_recipe(study: optuna.Study, spec: WorkerSpec) -> None:
         "beat_seconds": spec.durability.beat_seconds,
     }
     study.set_user_attr(RECIPE, recipe)
+
+
+def kept_start(kept: Keeping) -> Start | None:
+    """Where a study that was kept has begun; None if it does not say."""
+    assert kept.storage is not None
+    with quiet_optuna():
+        study = optuna.load_study(study_name=kept.study_name, storage=kept.storage)
+    recipe = study.user_attrs.get(RECIPE)
+    return Start(**recipe["start"]) if isinstance(recipe, dict) else None
 
 
 def join(

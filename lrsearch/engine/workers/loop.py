@@ -18,6 +18,7 @@ from lrsearch.engine.objective import Objective
 from lrsearch.engine.workers.keepsakes import Keepsake, Keepsakes
 from lrsearch.errors import LrsearchError
 from lrsearch.studies import ExpTestSampler
+from lrsearch.studies.attributes import PROBE
 from lrsearch.studies.claims import (
     begin_new,
     claim_waiting,
@@ -123,7 +124,7 @@ class Worker:
         assert isinstance(sampler, ExpTestSampler)
         # One whose worker died before it took a rung is as good as a new one, and no better.
         others = [each for each in trials if not is_spare(each)]
-        spent = sum(not gave_way(each) for each in others)
+        spent = sum(not gave_way(each) and PROBE not in each.user_attrs for each in others)
         over = spent >= self.plan.trials or sampler.verdict(self.study) is not None
         if not over and not sampler.waits(self.study):
             spare = claim_waiting(self.study, is_spare) if waiting else None

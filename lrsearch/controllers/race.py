@@ -1,0 +1,246 @@
+"""The race of rungs: which rate is worth a training run?
+
+Rungs are tried from the same weights on the same batches, each for a short probe, so that their
+losses are compared pair by pair. The bracket grows upward while the highest rung is the best, and
+downward while the lowest is; it ends when the best one has a worse rung on both sides. A rung that
+has not fallen yet decides nothing: where none has, the highest that hold are given more steps.
+
+Everything here is a pure function of what the probes have shown, in units of the ladder: the rate
+of rung k is ``first * beta**k``, and k may be negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, isfinite
+from typing import Literal, TypeAlias
+
+import numpy as np
+from scipy import special
+
+from lrsearch.errors import require_at_least, require_in_open_unit_interval
+from lrsearch.stats.pairing import PairedResult, paired_test
+from lrsearch.stats.plateau import plateau_test
+from lrsearch.stats.series import FloatArray
+
+Fate = Literal["alive", "diverged", "dead"]
+
+# A loss this many times the first one, so many times in a row, is beyond hope.
+HOPELESS_FACTOR, HOPELESS_RUN = 4.0, 3
+# A fall of less than this share of the loss is none; one of more needs no trend.
+FALL, PLAIN_FALL = 0.01, 0.3
+# One curve overtakes another in time if it does by this share of the run.
+HORIZON = 0.5
+# Rungs that are given more steps where none has fallen.
+SLOW_RUNGS = 3
+# The rung that is tried first: one step along the gradient stands more than many steps do.
+BELOW = 2
+# Rungs further from the first than this are not tried: 20 decades at beta = 0.33.
+FURTHEST = 42
+
+
+@dataclass(frozen=True, slots=True)
+class RaceSettings:
+    """How a race is run.
+
+    Attributes:
+        total_steps: of the training run that the race is for.
+        beta: ratio of one rung to the one above, in (0, 1).
+        alpha: level of the tests, in (0, 1).
+        share: of ``total_steps``, for a probe.
+        fewest: steps of a probe at least: momentum takes ten to come up to its speed.
+        patience: share of ``total_steps`` that a rung is waited for while none has fallen.
+    """
+
+    total_steps: int
+    beta: float = 0.33
+    alpha: float = 0.05
+    share: float = 0.05
+    fewest: int = 16
+    patience: float = 0.4
+
+    def __post_init__(self) -> None:
+        require_at_least("total_steps", self.total_steps, 1)
+        require_in_open_unit_interval("beta", self.beta)
+        require_in_open_unit_interval("alpha", self.alpha)
+
+    @property
+    def probe(self) -> int:
+        """Steps of a probe."""
+        return max(self.fewest, ceil(self.share * self.total_steps))
+
+    @property
+    def longest(self) -> int:
+        """Steps that a rung is waited for."""
+        return max(self.probe, int(self.patience * self.total_steps))
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a rung has shown so far.
+
+    Attributes:
+        losses: shape (steps,), of its first steps [loss].
+        fate: "alive", "diverged" or "dead" (its weights get no gradient any more).
+        seconds: what it took.
+    """
+
+    losses: FloatArray
+    fate: Fate = "alive"
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Go on with a rung until it has had ``steps`` steps in all."""
+
+    rung: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Winner:
+    """The rung to train, and why."""
+
+    rung: int
+    reason: str
+
+
+Move: TypeAlias = Order | Winner
+
+
+def next_move(settings: RaceSettings, probes: Mapping[int, Probe]) -> Move:
+    """What follows from the probes so far.
+
+    Args:
+        settings: of the race.
+        probes: by rung; rung 0 is the first, larger numbers are lower rates.
+    """
+    steps = settings.probe
+    if not probes:
+        return Order(BELOW, steps)
+    alive = [rung for rung in sorted(probes) if probes[rung].fate == "alive"]
+    above, below = min(probes) - 1, max(probes) + 1
+    if not alive:
+        if below > FURTHEST:
+            return Winner(max(probes), "no rate holds")
+        return Order(below, steps)
+    fallen = [rung for rung in alive if has_fallen(settings, probes[rung].losses)]
+    if not fallen:
+        return _wait(settings, probes, alive)
+    best = leader(settings, probes, fallen)
+    if best - 1 not in probes and above >= -FURTHEST:
+        return Order(best - 1, steps)
+    if best + 1 not in probes and below <= FURTHEST:
+        return Order(best + 1, steps)
+    rival = _rival(settings, probes, best)
+    if rival is not None:
+        shorter = min((best, rival), key=lambda rung: probes[rung].losses.size)
+        return Order(shorter, min(2 * probes[shorter].losses.size, settings.longest))
+    return Winner(best, "better than the rungs beside it")
+
+
+def _rival(settings: RaceSettings, probes: Mapping[int, Probe], best: int) -> int | None:
+    """A rung that lies behind, but comes up fast enough to matter, and may have more steps."""
+    for rung in (best - 1, best + 1):
+        probe = probes.get(rung)
+        if probe is None or probe.fate != "alive":
+            continue
+        shorter = min(probe.losses.size, probes[best].losses.size)
+        if shorter < settings.longest and overtakes(settings, probe, probes[best]):
+            return rung
+    return None
+
+
+def overtakes(settings: RaceSettings, behind: Probe, ahead: Probe) -> bool:
+    """Whether the curve that lies behind is shown to come up, and would pass in time.
+
+    The log of the ratio of the two losses is taken to go on falling as a line in the log of the
+    step, as it has between the second quarter and the second half.
+    """
+    steps = min(behind.losses.size, ahead.losses.size)
+    quarter, half = steps // 4, steps // 2
+    first, second = behind.losses[:steps], ahead.losses[:steps]
+    if half - quarter < 2 or np.any(first <= 0.0) or np.any(second <= 0.0):
+        return False
+    ratio = np.log(first / second)
+    before, after = ratio[quarter:half], ratio[half:]
+    gap, gained = float(after.mean()), float(before.mean() - after.mean())
+    error = float(np.sqrt(before.var(ddof=1) / before.size + after.var(ddof=1) / after.size))
+    freedom = min(before.size, after.size) - 1.0
+    if gained <= float(special.stdtrit(freedom, 1.0 - settings.alpha)) * error:
+        return False
+    if gap <= 0.0:
+        return True
+    speed = gained / np.log(2.0)  # the middles of the two stretches lie a factor of two apart
+    return bool(np.log(HORIZON * settings.total_steps / (0.75 * steps)) * speed > gap)
+
+
+def leader(settings: RaceSettings, probes: Mapping[int, Probe], rungs: Sequence[int]) -> int:
+    """The lowest rate that is not shown to be worse than the one whose losses lie lowest.
+
+    A higher rate has to show that it is better: it is the greater risk in a run that is longer than
+    its probe, since noise that the first steps hide ends a run's progress.
+    """
+    steps = min(probes[rung].losses.size for rung in rungs)
+    best = min(rungs, key=lambda rung: float(np.mean(probes[rung].losses[steps // 2 : steps])))
+    level = [
+        rung
+        for rung in rungs
+        if rung > best and compare(probes[best], probes[rung]).pvalue >= settings.alpha
+    ]
+    return max(level, default=best)
+
+
+def compare(first: Probe, second: Probe) -> PairedResult:
+    """Paired test over the second half of the shorter probe: does the first lie below?
+
+    Of the logarithms where all losses are positive: a rate that is too high has a few loud ones.
+    """
+    steps = min(first.losses.size, second.losses.size)
+    late = slice(steps // 2, steps)
+    one, other = first.losses[late], second.losses[late]
+    if np.all(one > 0.0) and np.all(other > 0.0):
+        return paired_test(np.log(one), np.log(other))
+    return paired_test(one, other)
+
+
+def has_fallen(settings: RaceSettings, losses: FloatArray) -> bool:
+    """Whether a curve has shown a fall that matters."""
+    if losses.size < 4 or not np.all(np.isfinite(losses)):
+        return False
+    half = losses.size // 2
+    early, late = float(losses[:half].mean()), float(losses[half:].mean())
+    if losses[0] - late > PLAIN_FALL * abs(losses[0]):
+        return True
+    if early - late < FALL * abs(early):
+        return False
+    return plateau_test(losses, alpha=settings.alpha).verdict == "descending"
+
+
+def hopeless(losses: Sequence[float]) -> bool:
+    """Whether a probe is beyond hope with its last loss: not finite, or far above its first."""
+    if not losses:
+        return False
+    if not isfinite(losses[-1]):
+        return True
+    last = losses[-HOPELESS_RUN:]
+    limit = HOPELESS_FACTOR * abs(losses[0])
+    return len(losses) > HOPELESS_RUN and all(loss > limit for loss in last)
+
+
+def _wait(settings: RaceSettings, probes: Mapping[int, Probe], alive: Sequence[int]) -> Move:
+    """No rung has fallen: look higher while the highest holds, then wait for the highest few."""
+    top, bottom = min(probes), max(probes)
+    if alive[0] == top and top > -FURTHEST:
+        return Order(top - 1, settings.probe)
+    if len(alive) < SLOW_RUNGS and bottom < FURTHEST:
+        return Order(bottom + 1, settings.probe)
+    candidates = alive[:SLOW_RUNGS]
+    shortest = min(candidates, key=lambda rung: probes[rung].losses.size)
+    steps = probes[shortest].losses.size
+    if steps < settings.longest:
+        return Order(shortest, min(2 * steps, settings.longest))
+    rung = min(candidates, key=lambda rung: float(np.mean(probes[rung].losses[steps // 2 :])))
+    return Winner(rung, "no rung has fallen: the one with the smallest loss")
