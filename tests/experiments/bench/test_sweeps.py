@@ -23,6 +23,7 @@ from experiments.bench.sweeps import (
     valley,
 )
 from experiments.bench.tasks import make_task
+from lrsearch import Split, TaskData, TrainingTask
 from lrsearch.training.batches import Batches
 from lrsearch.training.loop import (
     build_model,
@@ -97,6 +98,35 @@ def test_the_range_test_grows_the_rate_as_fastai_does_and_gives_up_on_a_fourfold
     least = np.minimum.accumulate(short.losses)
     assert short.losses[-1] > 4.0 * least[-1]
     assert (short.losses[:-1] <= 4.0 * least[:-1]).all()
+
+
+class Scripted(torch.nn.Module):
+    """Its squared error is 1 at the first step, and ``second`` at the one after."""
+
+    def __init__(self, second):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.losses = iter([1.0, second])
+
+    def forward(self, inputs):
+        return (next(self.losses, 1.0) ** 0.5 + 0.0 * self.weight).expand(len(inputs), 1)
+
+
+# The second smoothed loss is (0.98 + second) / 1.98: 3.98 and 4.03.
+@pytest.mark.parametrize(("second", "steps"), [(6.9, 100), (7.0, 2)])
+def test_a_sweep_is_given_up_where_its_smoothed_loss_is_four_times_the_least(second, steps):
+    rows = Split(torch.zeros(8, 1), torch.zeros(8, 1))
+    data = TaskData(rows, rows, rows, outputs=1)
+    task = TrainingTask(
+        "scripted",
+        lambda seed: data,
+        lambda data: Scripted(second),
+        "mse",
+        "mse",
+        epochs=400,
+        batch_size=8,
+    )
+    assert len(range_sweep(task, data, 0).losses) == steps
 
 
 def test_a_range_test_takes_at_most_100_steps_and_a_quarter_of_the_budget():
