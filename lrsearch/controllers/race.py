@@ -34,8 +34,8 @@ FALL, PLAIN_FALL = 0.01, 0.3
 HORIZON = 0.5
 # Rungs that are given more steps where none has fallen.
 SLOW_RUNGS = 3
-# The rung that is tried first: one step along the gradient stands more than many steps do.
-BELOW = 2
+# Of several rungs on a shoulder the first to leave it is the one nearest to the edge: so much lower.
+AFTER_SHOULDER = 0.5
 # Rungs further from the first than this are not tried: 20 decades at beta = 0.33.
 FURTHEST = 42
 
@@ -101,10 +101,11 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Winner:
-    """The rung to train, and why."""
+    """The rung to train, and why; ``lower`` so many rungs (or a part of one) below it."""
 
     rung: int
     reason: str
+    lower: float = 0.0
 
 
 Move: TypeAlias = Order | Winner
@@ -119,7 +120,7 @@ def next_move(settings: RaceSettings, probes: Mapping[int, Probe]) -> Move:
     """
     steps = settings.probe
     if not probes:
-        return Order(BELOW, steps)
+        return Order(0, steps)
     alive = [rung for rung in sorted(probes) if probes[rung].fate == "alive"]
     above, below = min(probes) - 1, max(probes) + 1
     if not alive:
@@ -138,6 +139,8 @@ def next_move(settings: RaceSettings, probes: Mapping[int, Probe]) -> Move:
     if rival is not None:
         shorter = min((best, rival), key=lambda rung: probes[rung].losses.size)
         return Order(shorter, min(2 * probes[shorter].losses.size, settings.longest))
+    if not has_fallen(settings, probes[best].losses[:steps]):
+        return Winner(best, "the first to fall", AFTER_SHOULDER)
     return Winner(best, "better than the rungs beside it")
 
 
@@ -212,7 +215,10 @@ def has_fallen(settings: RaceSettings, losses: FloatArray) -> bool:
         return False
     half = losses.size // 2
     early, late = float(losses[:half].mean()), float(losses[half:].mean())
-    if losses[0] - late > PLAIN_FALL * abs(losses[0]):
+    first = float(losses[0])
+    if first - late < FALL * abs(first):  # a jump that came down again is no fall
+        return False
+    if first - late > PLAIN_FALL * abs(first):
         return True
     if early - late < FALL * abs(early):
         return False
