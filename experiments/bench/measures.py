@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -136,11 +136,15 @@ def points(base: str, values: Array, best: Array) -> Array:
     100 (best - value) for an accuracy; 100 (value - best) / mean(best) / 3 for a squared error.
     At most ``CAP``, which is also that of a value that is no finite number.
     """
+    errors = np.full(values.shape, direction(base) == "minimize")
+    return _points(errors, values, best, np.full(values.shape, best.mean()))
+
+
+def _points(errors: NDArray[np.bool_], values: Array, best: Array, mean: Array) -> Array:
+    """As ``points``, all of shape (runs,); ``errors``: where the metric is a squared error."""
     with np.errstate(invalid="ignore", over="ignore"):
-        if direction(base) == "maximize":
-            regret = 100.0 * (best - values)
-        else:
-            regret = 100.0 * (values - best) / best.mean() / PERCENT_A_POINT
+        percent = 100.0 * np.where(errors, (values - best) / mean, best - values)
+    regret = percent / np.where(errors, PERCENT_A_POINT, 1.0)
     return np.where(np.isfinite(values), np.minimum(regret, CAP), CAP)
 
 
@@ -157,37 +161,48 @@ def per_run(rows: pd.DataFrame, banks: Banks) -> pd.DataFrame:
         (log of the ratio of training losses, to the same optimizer's best where there is one),
         "cost" (steps in training runs) and "lr_error" (|log10(lr / best lr)|).
     """
-    found = best_rates(banks)
-    parts = []
-    for key, part in rows.groupby([*CASE, "method"], sort=False):
-        base, shift, optimizer, _ = map(str, key)
-        overall = found.get((base, shift, OWN))
-        same = found.get((base, shift, optimizer))
-        if overall is None or same is None:
-            continue
-        seeds = part[SEED].tolist()
-        test = part["test_metric"].to_numpy(np.float64)
-        regrets = {
-            name: points(base, test, np.array([best.test[seed] for seed in seeds]))
-            for name, best in ((SAME, same), (ALL, overall))
-        }
-        train = np.log(
-            np.maximum(part["train_loss"].to_numpy(np.float64), _TINY)
-            / np.maximum([same.train[seed] for seed in seeds], _TINY)
-        )
-        own = optimizer == OWN
-        error = np.abs(np.log10(part["lr"].to_numpy(np.float64) / same.lr))
-        parts.append(
-            part.assign(
-                points=np.nan if own else regrets[SAME],
-                points_all=regrets[ALL],
-                train_regret=np.where(np.isnan(train), np.inf, train),
-                cost=part["steps"] / same.steps,
-                lr_error=np.nan if own else error,
-                best_lr=np.nan if own else same.lr,
-            )
-        )
-    return pd.concat(parts, ignore_index=True) if parts else rows.iloc[:0]
+    best = _best_by_seed(banks)
+    overall = best.loc[best["optimizer"] == OWN, [*TASK, SEED, "best_test", "best_mean"]]
+    runs = rows.merge(best, on=[*CASE, SEED]).merge(
+        overall, on=[*TASK, SEED], suffixes=("", "_all")
+    )
+    errors = runs["base"].map(direction).eq("minimize").to_numpy(bool)
+    numbers = {
+        name: runs[name].to_numpy(np.float64)
+        for name in ("test_metric", "train_loss", "lr", "steps", "best_lr", "best_train", "run")
+    }
+
+    def regret(suffix: str) -> Array:
+        against = (runs[f"best_{name}{suffix}"].to_numpy(np.float64) for name in ("test", "mean"))
+        return _points(errors, numbers["test_metric"], *against)
+
+    own = runs["optimizer"].eq(OWN).to_numpy(bool)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.abs(np.log10(numbers["lr"] / numbers["best_lr"]))
+    train = np.log(
+        np.maximum(numbers["train_loss"], _TINY) / np.maximum(numbers["best_train"], _TINY)
+    )
+    joined = ["best_test", "best_mean", "best_train", "best_test_all", "best_mean_all", "run"]
+    return runs.drop(columns=joined).assign(
+        points=np.where(own, np.nan, regret("")),
+        points_all=regret("_all"),
+        train_regret=np.where(np.isnan(train), np.inf, train),
+        cost=numbers["steps"] / numbers["run"],
+        lr_error=np.where(own, np.nan, error),
+        best_lr=np.where(own, np.nan, numbers["best_lr"]),
+    )
+
+
+def _best_by_seed(banks: Banks) -> pd.DataFrame:
+    """The best rate of each case, with a row a seed; those over all optimizers stand as ``OWN``."""
+    columns = [*CASE, SEED, "best_lr", "best_test", "best_train", "best_mean", "run"]
+    lines = [
+        (*case, seed, best.lr, best.test[seed], best.train[seed], mean, best.steps)
+        for case, best in best_rates(banks).items()
+        for mean in (np.mean(list(best.test.values())),)
+        for seed in best.test
+    ]
+    return pd.DataFrame(lines, columns=columns)
 
 
 def per_case(runs: pd.DataFrame, banks: Banks) -> pd.DataFrame:
@@ -200,57 +215,60 @@ def per_case(runs: pd.DataFrame, banks: Banks) -> pd.DataFrame:
     is in the metric's own unit: points, or percent of the best squared error.
     """
     found = best_rates(banks)
-    lines: list[dict[str, Any]] = []
-    for key, part in runs.groupby([*CASE, "method"], sort=False):
-        base, shift, optimizer, method = map(str, key)
-        best = found[base, shift, optimizer]
-        bank = banks[base, shift, best.optimizer]
-        unit = PERCENT_A_POINT if direction(base) == "minimize" else 1.0
-        broken = bool(part["failed"].any())
-        own = optimizer == OWN
-        regret, overall = part["points"].mean(), part["points_all"].mean()
-        failed_all = broken or overall > FAILURE
-        lines.append(
-            {
-                **dict(zip(CASE, (base, shift, optimizer), strict=True)),
-                "method": method,
-                "seeds": len(part),
-                "points": regret,
-                "points_all": overall,
-                "regret": unit * (overall if own else regret),
-                "worst_seed": part["points_all" if own else "points"].max(),
-                "broken": broken,
-                "failed": failed_all if own else broken or regret > FAILURE,
-                "failed_all": failed_all,
-                "train_regret": part["train_regret"].mean(),
-                "cost": part["cost"].mean(),
-                "lr_error": part["lr_error"].mean(),
-                "lr": _geometric_mean(part["lr"]),
-                "best_lr": part["best_lr"].iloc[0],
-                "worth": _worth(base, bank, part),
-                "oracle_gap": _oracle_gap(base, best),
-                "seconds": part["seconds"].mean(),
-            }
-        )
-    return pd.DataFrame(lines)
+    expected = {case: _expected(case[0], bank) for case, bank in banks.items()}
+    own = runs["optimizer"].eq(OWN)
+    given = runs.assign(
+        judged=runs["points"].where(~own, runs["points_all"]),
+        log_lr=np.log(runs["lr"].where(runs["lr"] > 0.0)),
+    )
+    cases = given.groupby([*CASE, "method"], sort=False, as_index=False).agg(
+        seeds=(SEED, "size"),
+        points=("points", "mean"),
+        points_all=("points_all", "mean"),
+        judged=("judged", "mean"),
+        worst_seed=("judged", "max"),
+        broken=("failed", "max"),
+        train_regret=("train_regret", "mean"),
+        cost=("cost", "mean"),
+        lr_error=("lr_error", "mean"),
+        lr=("log_lr", "mean"),
+        best_lr=("best_lr", "first"),
+        test_metric=("test_metric", lambda values: values.mean(skipna=False)),
+        seconds=("seconds", "mean"),
+    )
+    keys = list(cases[CASE].itertuples(index=False, name=None))
+    errors = cases["base"].map(direction).eq("minimize")
+    broken = cases["broken"].astype(bool)
+    return cases.assign(
+        lr=np.exp(cases["lr"]),
+        broken=broken,
+        regret=cases["judged"].where(~errors, cases["judged"] * PERCENT_A_POINT),
+        failed=broken | (cases["judged"] > FAILURE),
+        failed_all=broken | (cases["points_all"] > FAILURE),
+        worth=[
+            _worth(key[0], expected[key[0], key[1], found[key].optimizer], value)
+            for key, value in zip(keys, cases["test_metric"], strict=True)
+        ],
+        oracle_gap=[_oracle_gap(key[0], found[key]) for key in keys],
+    ).drop(columns="judged")
 
 
-def _geometric_mean(rates: pd.Series[float]) -> float:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return float(np.exp(np.log(rates.to_numpy(np.float64)).mean()))
-
-
-def _worth(base: str, bank: Bank, part: pd.DataFrame) -> float:
+def _expected(base: str, bank: Bank) -> Array:
+    """Expected test metric of the best of k random rates, mean over the seeds, at k - 1."""
     way = direction(base)
-    value = part["test_metric"].mean(skipna=False)
     curves = [
         expected_best(bank.runs, at, way, guess=guess) for at, guess in enumerate(bank.guesses)
     ]
+    return np.mean(curves, axis=0)
+
+
+def _worth(base: str, expected: Array, value: float) -> float:
+    way = direction(base)
     if not np.isfinite(value):
         return np.nan
     # A method that ends as the bank's own run does is as good, whatever float32 makes of it.
     value += (-1e-6 if way == "maximize" else 1e-6) * abs(value)
-    return worth_trials(np.mean(curves, axis=0), value, way)
+    return worth_trials(expected, value, way)
 
 
 def _oracle_gap(base: str, best: Best) -> float:

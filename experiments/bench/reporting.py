@@ -57,8 +57,8 @@ def panel_report(
     if len(against):
         parts.append(
             f"Regret less that of {panel.reference}, in points, paired over tasks, seeds and "
-            "optimizers; above 0\nis worse (95 %, bootstrap over tasks, then seeds; Wilcoxon's p, "
-            f"and as Holm adjusts it):\n\n{plain(_paired_lines(against))}"
+            "optimizers; above 0\nis worse (95 %, bootstrap over tasks, then seeds; Wilcoxon's p "
+            f"of the tasks' means, and as Holm adjusts it):\n\n{plain(_paired_lines(against))}"
         )
     if len(broken):
         parts.append(f"Runs without a finite answer:\n\n{plain(_broken_lines(broken))}")

@@ -20,7 +20,7 @@ def summary(runs: pd.DataFrame, cases: pd.DataFrame, methods: Sequence[str]) -> 
     """A line a method, against the best rate of the same optimizer and of all of them.
 
     Methods with an update of their own stand in the second part alone. Intervals (95 %) are
-    bootstrapped over tasks, then seeds.
+    bootstrapped over tasks, each with all of its seeds and optimizers.
     """
     lines = []
     for against in (SAME, ALL):
@@ -31,10 +31,11 @@ def summary(runs: pd.DataFrame, cases: pd.DataFrame, methods: Sequence[str]) -> 
                 continue
             part = runs[runs["method"] == method]
             part = part[part[f"points{suffix}"].notna()]
-            values = cube(part.assign(value=part[f"points{suffix}"]))
+            values = cube(part.assign(value=part[f"points{suffix}"])).mean(axis=1, keepdims=True)
             severe = cube(part.assign(value=part[f"points{suffix}"].mask(part["failed"], np.inf)))
-            median = bootstrap_interval(values, _median, draws=_DRAWS)
-            share = bootstrap_interval(severe, _failures, draws=_DRAWS)
+            severe = severe.mean(axis=1, keepdims=True)
+            median = bootstrap_interval(values, _median, draws=_DRAWS, whole_tasks=True)
+            share = bootstrap_interval(severe, _failures, draws=_DRAWS, whole_tasks=True)
             regret = mine[f"points{suffix}"]
             lines.append(
                 {
@@ -71,12 +72,11 @@ def cube(runs: pd.DataFrame) -> Array:
 
 
 def _median(values: Array) -> float:
-    return float(np.nanmedian(values.mean(axis=1)))
+    return float(np.median(values[~np.isnan(values)]))
 
 
 def _failures(values: Array) -> float:
-    means = values.mean(axis=1)
-    return float((means > FAILURE).sum() / np.count_nonzero(~np.isnan(means)))
+    return float((values > FAILURE).sum() / np.count_nonzero(~np.isnan(values)))
 
 
 def by_shift(cases: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
@@ -95,7 +95,8 @@ def paired(runs: pd.DataFrame, methods: Sequence[str], reference: str) -> pd.Dat
     """Regret of each method less the reference's on the same task, seed and optimizer, in points.
 
     A method with its own update stands beside the reference with each optimizer. Positive: worse
-    than the reference. Wilcoxon's p-values are also given as Holm adjusts them.
+    than the reference. Wilcoxon's p-values, of the tasks' means, are also given as Holm adjusts
+    them.
     """
     theirs = runs[runs["method"] == reference].assign(value=lambda part: part["points_all"])
     lines = []
@@ -110,9 +111,8 @@ def paired(runs: pd.DataFrame, methods: Sequence[str], reference: str) -> pd.Dat
         both = theirs.merge(mine[columns], on=keys, suffixes=("", "_mine"))
         if not len(both):
             continue
-        found = paired_interval(
-            cube(both.assign(value=both["points_all_mine"] - both["points_all"])), draws=_DRAWS
-        )
+        difference = both.assign(value=both["points_all_mine"] - both["points_all"])
+        found = paired_interval(cube(difference), draws=_DRAWS, per_task=True)
         lines.append(
             {
                 "method": method,

@@ -71,3 +71,16 @@ def test_holm_is_the_textbooks():
 def test_no_values_are_refused():
     with pytest.raises(InvalidArgumentError, match=r"values .*\(0, 3\)"):
         bootstrap_interval(np.empty((0, 3)))
+
+
+def test_whole_tasks_keep_their_seeds():
+    values = np.array([[0.0, 10.0], [0.0, 10.0]])
+    assert bootstrap_interval(values, draws=50, whole_tasks=True) == (5.0, 5.0)
+    assert bootstrap_interval(values, draws=50) != (5.0, 5.0)
+
+
+def test_a_test_of_tasks_does_not_count_their_seeds_as_independent():
+    differences = np.repeat(np.arange(1.0, 6.0)[:, None], 8, axis=1)
+    found = paired_interval(differences, draws=20, per_task=True)
+    assert found.pvalue == stats.wilcoxon(np.arange(1.0, 6.0)).pvalue
+    assert paired_interval(differences, draws=20).pvalue < found.pvalue
