@@ -34,7 +34,7 @@ FALL, PLAIN_FALL = 0.01, 0.3
 HORIZON = 0.5
 # Rungs that are given more steps where none has fallen.
 SLOW_RUNGS = 3
-# Of several rungs on a shoulder the first to leave it is the one nearest to the edge: so much lower.
+# Of rungs on a shoulder the first to leave it is the one nearest to the edge: train so much lower.
 AFTER_SHOULDER = 0.5
 # Rungs further from the first than this are not tried: 20 decades at beta = 0.33.
 FURTHEST = 42

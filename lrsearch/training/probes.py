@@ -71,7 +71,7 @@ class Race:
 
     def rate_of(self, rung: float) -> float:
         """Learning rate of a rung."""
-        return self.first * self.beta**rung
+        return float(self.first * self.beta**rung)
 
 
 def run_race(
