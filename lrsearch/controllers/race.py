@@ -34,8 +34,6 @@ FALL, PLAIN_FALL = 0.01, 0.3
 HORIZON = 0.5
 # Rungs that are given more steps where none has fallen.
 SLOW_RUNGS = 3
-# Of rungs on a shoulder the first to leave it is the one nearest to the edge: train so much lower.
-AFTER_SHOULDER = 0.5
 # Rungs further from the first than this are not tried: 20 decades at beta = 0.33.
 FURTHEST = 42
 
@@ -130,7 +128,7 @@ def next_move(settings: RaceSettings, probes: Mapping[int, Probe]) -> Move:
     fallen = [rung for rung in alive if has_fallen(settings, probes[rung].losses)]
     if not fallen:
         return _wait(settings, probes, alive)
-    best = leader(settings, probes, fallen)
+    best = leader(probes, fallen)
     if best - 1 not in probes and above >= -FURTHEST:
         return Order(best - 1, steps)
     if best + 1 not in probes and below <= FURTHEST:
@@ -139,9 +137,8 @@ def next_move(settings: RaceSettings, probes: Mapping[int, Probe]) -> Move:
     if rival is not None:
         shorter = min((best, rival), key=lambda rung: probes[rung].losses.size)
         return Order(shorter, min(2 * probes[shorter].losses.size, settings.longest))
-    if not has_fallen(settings, probes[best].losses[:steps]):
-        return Winner(best, "the first to fall", AFTER_SHOULDER)
-    return Winner(best, "better than the rungs beside it")
+    lower = slack(settings, probes[best], probes[best + 1]) if best + 1 in probes else 0.0
+    return Winner(best, "better than the rungs beside it", lower)
 
 
 def _rival(settings: RaceSettings, probes: Mapping[int, Probe], best: int) -> int | None:
@@ -180,20 +177,28 @@ def overtakes(settings: RaceSettings, behind: Probe, ahead: Probe) -> bool:
     return bool(np.log(HORIZON * settings.total_steps / (0.75 * steps)) * speed > gap)
 
 
-def leader(settings: RaceSettings, probes: Mapping[int, Probe], rungs: Sequence[int]) -> int:
-    """The lowest rate that is not shown to be worse than the one whose losses lie lowest.
-
-    A higher rate has to show that it is better: it is the greater risk in a run that is longer than
-    its probe, since noise that the first steps hide ends a run's progress.
-    """
+def leader(probes: Mapping[int, Probe], rungs: Sequence[int]) -> int:
+    """The rung whose losses lie lowest, over the second half of the steps that all have had."""
     steps = min(probes[rung].losses.size for rung in rungs)
-    best = min(rungs, key=lambda rung: float(np.mean(probes[rung].losses[steps // 2 : steps])))
-    level = [
-        rung
-        for rung in rungs
-        if rung > best and compare(probes[best], probes[rung]).pvalue >= settings.alpha
-    ]
-    return max(level, default=best)
+    return min(rungs, key=lambda rung: float(np.mean(probes[rung].losses[steps // 2 : steps])))
+
+
+def slack(settings: RaceSettings, best: Probe, below: Probe) -> float:
+    """The part of a rung by which the rate may be lower, from how little the rung below loses.
+
+    Where nothing but the rate limits progress, a rung that is lower by beta keeps beta of the fall
+    of the log loss: then there is none. A rung that keeps more shows that noise limits the higher
+    one already, and all the more in a run that is longer than its probe; one that keeps all of it
+    is as good. In between by a line. Both the logs and the share are free of the loss's unit.
+    """
+    steps = min(best.losses.size, below.losses.size)
+    late = slice(steps // 2, steps)
+    first = float(best.losses[0])
+    ends = float(np.mean(best.losses[late])), float(np.mean(below.losses[late]))
+    if below.fate != "alive" or not 0.0 < ends[0] < first or ends[1] <= 0.0:
+        return 0.0
+    kept = float(np.log(first / ends[1]) / np.log(first / ends[0]))
+    return min(max((kept - settings.beta) / (1.0 - settings.beta), 0.0), 1.0)
 
 
 def compare(first: Probe, second: Probe) -> PairedResult:
