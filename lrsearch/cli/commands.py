@@ -260,7 +260,7 @@ def _stdout_for_json(options: Namespace) -> AbstractContextManager[object]:
 def _training(options: Namespace) -> dict[str, Any]:
     names = (
         *("mode", "alpha", "beta", "epochs", "batch_size", "optimizer", "data_dir"),
-        *("start", "multipliers"),
+        *("start", "multipliers", "anneal", "guard"),
     )
     return {name: getattr(options, name) for name in names}
 

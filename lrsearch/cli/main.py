@@ -245,8 +245,21 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start",
         choices=STARTS,
-        help="of ExpTest's ladder: bound of the data (default), or 1 / L of the first batch; with "
-        "--method lipschitz this puts ExpTest's test over it",
+        help="of ExpTest's ladder: a race of short probes (default), the bound of the data "
+        "(default of --mode paper), or 1 / L of the first batch; with --method lipschitz the last "
+        "puts ExpTest's test over it",
+    )
+    parser.add_argument(
+        "--anneal",
+        type=float,
+        metavar="SHARE",
+        help="of the steps, over which exptest's rate falls to 0 at the end (default 0.4; 0: never)",
+    )
+    parser.add_argument(
+        "--guard",
+        action=argparse.BooleanOptionalAction,
+        help="keep exptest's weights of the smallest validation loss, and lower the rate where "
+        "that loss rises (default: yes)",
     )
     parser.add_argument(
         "--multipliers",

@@ -49,6 +49,8 @@ class RaceSettings:
         share: of ``total_steps``, for a probe.
         fewest: steps of a probe at least: momentum takes ten to come up to its speed.
         patience: share of ``total_steps`` that a rung is waited for while none has fallen.
+        rivals: whether a rung that comes up from behind is waited for.
+        slack: whether the rate may lie a part of a rung below the winner's.
     """
 
     total_steps: int
@@ -57,11 +59,16 @@ class RaceSettings:
     share: float = 0.05
     fewest: int = 16
     patience: float = 0.4
+    rivals: bool = True
+    slack: bool = True
 
     def __post_init__(self) -> None:
         require_at_least("total_steps", self.total_steps, 1)
         require_in_open_unit_interval("beta", self.beta)
         require_in_open_unit_interval("alpha", self.alpha)
+        require_in_open_unit_interval("share", self.share)
+        require_in_open_unit_interval("patience", self.patience)
+        require_at_least("fewest", self.fewest, 4)
 
     @property
     def probe(self) -> int:
@@ -133,11 +140,13 @@ def next_move(settings: RaceSettings, probes: Mapping[int, Probe]) -> Move:
         return Order(best - 1, steps)
     if best + 1 not in probes and below <= FURTHEST:
         return Order(best + 1, steps)
-    rival = _rival(settings, probes, best)
+    rival = _rival(settings, probes, best) if settings.rivals else None
     if rival is not None:
         shorter = min((best, rival), key=lambda rung: probes[rung].losses.size)
         return Order(shorter, min(2 * probes[shorter].losses.size, settings.longest))
-    lower = slack(settings, probes[best], probes[best + 1]) if best + 1 in probes else 0.0
+    lower = 0.0
+    if settings.slack and best + 1 in probes:
+        lower = slack(settings, probes[best], probes[best + 1])
     return Winner(best, "better than the rungs beside it", lower)
 
 
