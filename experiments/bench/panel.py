@@ -27,7 +27,7 @@ _TOP: Final = (
     *("methods", "ablations", "reference", "quick"),
 )
 _METHOD: Final = ("kind", "name", "options", "optimizers")
-_ABLATION: Final = ("of", "options")
+_ABLATION: Final = ("of", "options", "optimizers")
 _BASE: Final = ("optimizers", "shifts")
 _CUT: Final = ("seeds", "bases", "shifts", "optimizers", "methods")
 
@@ -231,7 +231,10 @@ def _ablation(key: str, given: Any, methods: Mapping[str, Method]) -> Method:
             f"{key}.options must change exactly one option, got {sorted(changed) or 'none'}"
         )
     whole = methods[of]
-    return Method(SEARCH, whole.name, {**whole.options, **changed}, whole.optimizers, of)
+    optimizers = _names(
+        f"{key}.optimizers", chosen.get("optimizers", whole.optimizers), whole.optimizers
+    )
+    return Method(SEARCH, whole.name, {**whole.options, **changed}, optimizers, of)
 
 
 def _quick(

@@ -253,7 +253,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "--anneal",
         type=float,
         metavar="SHARE",
-        help="of the steps, over which exptest's rate falls to 0 at the end (default 0.4; 0: never)",
+        help="of the steps, over which exptest's rate falls to 0 at the end (default 0.4)",
     )
     parser.add_argument(
         "--guard",
