@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from experiments.harness.reproduction import SEED
+from experiments.harness.cells import SEED
 from lrsearch import Split, TaskData
 from lrsearch.tasks.builtin import build_mlp
 from lrsearch.tasks.datasets import load_dataset

@@ -9,9 +9,9 @@ from typing import Any, Final
 import pandas as pd
 import torch
 
-from experiments.harness.cells import Cell, Measured
+from experiments.harness.cells import SEED, Cell, Measured
 from experiments.harness.comparing import Figures, comparison_table, readable
-from experiments.harness.reproduction import RUN, SEED, Plan, Report, Reproduction, Results
+from experiments.harness.reproduction import RUN, Plan, Report, Reproduction, Results
 from experiments.harness.text import titled
 from experiments.lipschitz.cnn_figures import accuracy_figure, rate_figure
 from experiments.lipschitz.cnn_published import BEST, LAST, NOTE, RATES
@@ -43,8 +43,8 @@ FULL_SEEDS: Final = 2
 def settings(plan: Plan) -> dict[str, Any]:
     """What the cells rest on."""
     if plan.quick:
-        return {"rows": 256, "test_rows": 256, "epochs": 2, "batch_size": 32}
-    return {"rows": 60_000, "test_rows": 10_000, "epochs": 20, "batch_size": 256}
+        return {"rows": 256, "test_rows": 256, "epochs": plan.epochs or 2, "batch_size": 32}
+    return {"rows": 60_000, "test_rows": 10_000, "epochs": plan.epochs or 20, "batch_size": 256}
 
 
 def cells(plan: Plan) -> Sequence[Cell]:
@@ -148,4 +148,5 @@ REPRODUCTION = Reproduction(
     measure=measure,
     report=report,
     by=(METHOD,),
+    epochs=True,
 )

@@ -146,6 +146,19 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--scale", choices=SCALES, default="full", help="quick is a small cut")
     reproduce.add_argument("--seeds", type=int, metavar="K", help="default: the paper's number")
     reproduce.add_argument(
+        "--rows",
+        action="append",
+        metavar="PATTERN",
+        help="only the rows that fit, as 'ResNet20*' does; more than one may be given",
+    )
+    reproduce.add_argument("--epochs", type=int, metavar="N", help="default: the paper's number")
+    reproduce.add_argument(
+        "--option",
+        action="append",
+        metavar="NAME=VALUE",
+        help="a choice that this reproduction offers; a wrong one lists them",
+    )
+    reproduce.add_argument(
         "--out", metavar="DIR", type=Path, help="default: reproductions/NAME/SCALE"
     )
     reproduce.add_argument("--workers", type=int, metavar="N", help="processes (default: cores)")
@@ -155,6 +168,13 @@ def _parser() -> argparse.ArgumentParser:
         default=inf,
         metavar="M",
         help="begin nothing after M minutes; report on what is there, go on with the next call",
+    )
+    reproduce.add_argument(
+        "--merge",
+        action="append",
+        type=Path,
+        metavar="DIR",
+        help="take finished cells of another call's --out folder, of another machine say",
     )
     reproduce.add_argument("--fresh", action="store_true", help="measure finished cells anew")
     reproduce.add_argument("--data-dir", metavar="DIR", help="folder with data files")
