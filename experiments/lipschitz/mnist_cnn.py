@@ -9,13 +9,15 @@ from typing import Any, Final
 import pandas as pd
 import torch
 
+from experiments.epochs import Limits, train
 from experiments.harness.cells import SEED, Cell, Measured
 from experiments.harness.comparing import Figures, comparison_table, readable
 from experiments.harness.reproduction import RUN, Plan, Report, Reproduction, Results
 from experiments.harness.text import titled
+from experiments.images import Images, read_images
 from experiments.lipschitz.cnn_figures import accuracy_figure, rate_figure
 from experiments.lipschitz.cnn_published import BEST, LAST, NOTE, RATES
-from experiments.lipschitz.cnn_training import CnnRun, Images, Limits, Method, mnist_images, train
+from experiments.lipschitz.cnn_training import CnnRun, Method
 from lrsearch.cli.tables import plain
 
 METHOD: Final = "method"
@@ -137,7 +139,7 @@ def _lines(rows: pd.DataFrame, epochs: pd.DataFrame) -> list[dict[str, Any]]:
 @lru_cache(maxsize=1)
 def _images(data_dir: str | None, train_rows: int, test_rows: int) -> Images:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return mnist_images(data_dir, device, train=train_rows, test=test_rows)
+    return read_images("mnist", data_dir, device, train=train_rows, test=test_rows)
 
 
 REPRODUCTION = Reproduction(

@@ -16,8 +16,10 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.lipschitz import cnn_training
-from experiments.lipschitz.cnn_training import CnnRun, Images, Limits, Method, summary, train
+from experiments import images as images_module
+from experiments.epochs import Limits, summary, train
+from experiments.images import Images, read_images
+from experiments.lipschitz.cnn_training import CnnRun, Method
 from experiments.lipschitz.mnist_cnn import METHODS
 from experiments.lipschitz.network import mnist_cnn
 from lrsearch.errors import InvalidArgumentError
@@ -284,7 +286,7 @@ from pathlib import Path
 import torch
 
 from lrsearch.training.checkpoints import Checkpoint
-from experiments.lipschitz.cnn_training import Limits, train
+from experiments.epochs import Limits, train
 
 sys.path.insert(0, sys.argv[2])
 from test_cnn_training import started
@@ -330,8 +332,8 @@ def test_images_come_as_they_are(monkeypatch):
         "test_images": np.zeros((3, 28, 28), np.uint8),
         "test_labels": np.zeros(3, np.uint8),
     }
-    monkeypatch.setattr(cnn_training, "read_arrays", lambda name, data_dir: arrays)
-    found = cnn_training.mnist_images("somewhere", torch.device("cpu"), train=4)
+    monkeypatch.setattr(images_module, "read_arrays", lambda name, data_dir: arrays)
+    found = read_images("mnist", "somewhere", torch.device("cpu"), train=4)
     assert found.train.shape == (4, 1, 28, 28)
     assert found.train.dtype == torch.uint8
     assert found.train_labels.tolist() == [0, 1, 2, 3]
