@@ -48,7 +48,7 @@ def epochs_figure(epochs: pd.DataFrame, column: str, label: str, *, log: bool) -
         axes.set_title(f"{network} on {dataset}", fontsize=10)
         axes.set_xlabel("epoch")
         axes.legend(fontsize=6)
-        if log:
+        if log and here[column].nunique() > 1:  # one value alone makes no logarithmic axis
             axes.set_yscale("log")
     panels[0].set_ylabel(label)
     return figure

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from experiments.deep.models.network import Network
 from experiments.harness.choosing import Option
 from experiments.harness.reproduction import Plan
 
@@ -66,15 +67,14 @@ class Speed:
         words += ["deterministic"] * self.deterministic
         return ", ".join(words)
 
-    def placed(self, network: nn.Module, body: nn.Module) -> None:
-        """Put a network where it is trained; compile its body, in place."""
+    def placed(self, network: Network) -> None:
+        """Put a network where it is trained, in place."""
         network.to(self.device)
         if self.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.compile != "off":
-            body.compile(
-                dynamic=False, mode="reduce-overhead" if self.compile == "graphs" else None
-            )
+            mode = "reduce-overhead" if self.compile == "graphs" else None
+            network.compile_body(dynamic=False, mode=mode)
 
     def laid_out(self, inputs: Tensor) -> Tensor:
         """A batch in the layout of the weights."""

@@ -58,7 +58,7 @@ class DeepRun:
         self._preparation, self._speed = preparation, speed
         torch.manual_seed(derived(seed, _WEIGHTS))
         self._network = network()
-        speed.placed(self._network, self._network.body)
+        speed.placed(self._network)
         steps = epochs * ceil(len(images.train) / batch_size)
         self._driver: Driver = method(self._network, batch_size, steps)
         self.epochs: list[Row] = []

@@ -23,6 +23,8 @@ from lrsearch.training.checkpoints import Checkpoint
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is at hand"),
+    # torch's own, when its compiler is loaded
+    pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated:DeprecationWarning"),
 ]
 BATCH = 128
 LINES = {

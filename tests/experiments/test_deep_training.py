@@ -43,7 +43,7 @@ def cut(rows=4, test=2, classes=10):
     return Images(pixels[0], labels[0], pixels[1], labels[1])
 
 
-def small(classes=10):
+def small(classes=10, dropout=0.2):
     """A network of the deep kind that takes no time."""
     body = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3, padding=1),
@@ -52,7 +52,7 @@ def small(classes=10):
         torch.nn.AvgPool2d(4),
         torch.nn.Conv2d(8, 8, 3),
         SpatialMean(),
-        torch.nn.Dropout(0.2),
+        torch.nn.Dropout(dropout),
     )
     return Network(body, torch.nn.Linear(8, classes))
 
@@ -483,15 +483,37 @@ def test_torchs_switches_are_put_back():
     assert switches() == before
 
 
-def test_a_compiled_body_keeps_the_names_of_its_weights(monkeypatch):
-    """So that a checkpoint fits whether it is compiled or not."""
-    asked = []
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda body, **options: asked.append((body, options))
-    )
-    run = started("SGD", speed=Speed(CPU.device, compile="graphs"))
-    assert asked == [(run._network.body, {"dynamic": False, "mode": "reduce-overhead"})]
+# torch's own, when its compiler is loaded
+@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated:DeprecationWarning")
+def test_a_compiled_body_is_one_piece_and_keeps_the_names_of_its_weights(monkeypatch):
+    """So that a checkpoint fits whether it is compiled or not; the last layer's hooks run."""
+    asked, called = [], []
+
+    def compiled(function, **options):
+        asked.append(options)
+        return lambda images: (called.append(len(images)), function(images))[1]
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    run = started("1/L, SGD", speed=Speed(CPU.device, compile="graphs"))
+    assert asked == [{"dynamic": False, "mode": "reduce-overhead"}]
+    row = run.epoch()
+    assert called == [2, 2, 2]  # two steps and the test
+    assert row["k_z"] > 0
     assert set(run._network.state_dict()) == set(small().state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated:DeprecationWarning")
+def test_a_compiled_run_trains_as_a_plain_one():
+    """Without dropout, whose masks a compiled body draws in its own way."""
+    images, network = cut(rows=6, test=2), partial(small, dropout=0.0)
+    runs = [
+        started("SGD", network, images, speed=Speed(CPU.device, compile=compile_))
+        for compile_ in ("off", "on")
+    ]
+    for run in runs:
+        run.epoch()
+    torch.testing.assert_close(runs[1].losses[0], runs[0].losses[0], rtol=1e-4, atol=0.0)
 
 
 def test_preparation_takes_no_more_than_it_is_given():

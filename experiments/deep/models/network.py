@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from experiments.keras import NORM_EPS, NORM_MOMENTUM, he_normal
@@ -21,11 +25,26 @@ class Network(nn.Module):
     def __init__(self, body: nn.Module, head: nn.Linear) -> None:
         super().__init__()
         self.body, self.head = body, head
+        self._compiled: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch."""
-        logits: Tensor = self.head(self.body(images))
+        features = self.features if self._compiled is None else self._compiled
+        logits: Tensor = self.head(features(images))
         return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer takes, shape (rows, features)."""
+        found: Tensor = self.body(images)
+        return found
+
+    def compile_body(self, **options: Any) -> None:
+        """Let ``torch.compile`` have the body as a whole; weights keep their names.
+
+        ``nn.Module.compile`` would take a Sequential's blocks one by one, which ends at torch's
+        limit of recompilations.
+        """
+        self._compiled = torch.compile(self.features, **options)
 
 
 class SpatialMean(nn.Module):
