@@ -49,14 +49,16 @@ class Limits:
     Attributes:
         epochs: so many in all.
         deadline: of ``time.monotonic()``; the epoch that runs is finished.
+        save_every: seconds between checkpoints; the last epoch of a call is always saved.
     """
 
     epochs: int
     deadline: float = inf
+    save_every: float = 0.0
 
 
 def train(run: EpochRun, limits: Limits, checkpoint: Checkpoint | None = None) -> Measured:
-    """Train from where the checkpoint is, and save after each epoch.
+    """Train from where the checkpoint is, and save after epochs.
 
     Returns:
         One row with the best and the last epoch, the losses of all steps, and the epochs' rows; not
@@ -68,11 +70,15 @@ def train(run: EpochRun, limits: Limits, checkpoint: Checkpoint | None = None) -
     state = None if checkpoint is None else checkpoint.load()
     if state is not None:
         run.load_state_dict(state)
+    saved = time.monotonic()
     while not _ended(run, limits):
         run.epoch()
-        if checkpoint is not None:
+        now = time.monotonic()
+        last = now > limits.deadline or _ended(run, limits)
+        if checkpoint is not None and (last or now - saved >= limits.save_every):
             _keep(run, checkpoint)
-        if time.monotonic() > limits.deadline:
+            saved = time.monotonic()
+        if last:
             break
     return Measured(
         [summary(run.epochs)],

@@ -21,6 +21,7 @@ from experiments.harness.reproduction import Plan
 from experiments.images import Images, read_images
 
 WHOLE: Final = 50_000  # training images of either set
+_SAVE_EVERY: Final = 30.0  # seconds: VGG-16 under ExpTest takes 0.3 GB, and an epoch a few seconds
 
 
 def sizes(plan: Plan, *, epochs: int, batch_size: int = 128) -> dict[str, Any]:
@@ -78,7 +79,8 @@ def measure(
         preparation=prepare(images.train),
         speed=speed,
     )
-    done = train(run, Limits(given["epochs"], plan.deadline), plan.checkpoint(given, cell))
+    limits = Limits(given["epochs"], plan.deadline, save_every=_SAVE_EVERY)
+    done = train(run, limits, plan.checkpoint(given, cell))
     (row,) = done.rows
     last = done.history[0][-1]
     kept = ("restarts", "decays", "accepted_step")
@@ -86,9 +88,12 @@ def measure(
     return replace(done, rows=[row | {"train_rows": len(images.train), "device": speed.text}])
 
 
-def shortfall(rows: pd.DataFrame, *, epochs: int, quick: bool) -> list[str]:
-    """Lines that say what of the rows is not as published: unfinished runs, a part of the data."""
-    notes = []
+def notes_on(rows: pd.DataFrame, *, epochs: int, quick: bool) -> list[str]:
+    """Where the runs were trained and how long; unfinished runs; runs on a part of the data."""
+    notes = [
+        f"{device}: {len(runs)} runs, {runs['seconds'].sum() / 60.0:.1f} minutes in all"
+        for device, runs in rows.groupby("device", sort=False)
+    ]
     short = rows[(rows["epochs"] < epochs) & (rows["diverged"] == 0)]
     if len(short):
         notes.append(f"{len(short)} runs are not finished: these are their epochs so far.")

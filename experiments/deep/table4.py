@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from experiments.deep.cells import images_of, shortfall, sizes
+from experiments.deep.cells import images_of, notes_on, sizes
 from experiments.deep.cells import measure as measure_cell
 from experiments.deep.drivers import Driver, Fixed, UnderExpTest
 from experiments.deep.models.network import Network
@@ -118,7 +118,7 @@ def report(results: Results, plan: Plan) -> Report:
         "drives SGD\nwith momentum; rates in multiples of the bound"
     )
     parts = [titled(title, table, by=BY, digits=2, cut=plan.quick)]
-    parts += shortfall(results.rows, epochs=given["epochs"], quick=plan.quick)
+    parts += notes_on(results.rows, epochs=given["epochs"], quick=plan.quick)
     figure = curves_figure(
         results,
         FACTORS,

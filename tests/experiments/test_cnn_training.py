@@ -217,6 +217,21 @@ def test_each_call_trains_an_epoch_even_without_time(tmp_path):
         assert (done.rows[0]["epochs"], done.complete) == (epochs, epochs == 3)
 
 
+def test_checkpoints_may_be_rarer_than_epochs_but_the_last_one_is_there(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(
+        Checkpoint, "save", lambda _, state: kept.append(len(state["epochs"])), raising=True
+    )
+    for limits, saved in (
+        (Limits(3), [1, 2, 3]),
+        (Limits(3, save_every=3600.0), [3]),
+        (Limits(3, deadline=-inf, save_every=3600.0), [1]),
+    ):
+        kept.clear()
+        train(started(), limits, Checkpoint(tmp_path / "a.pt"))
+        assert kept == saved
+
+
 def test_a_finished_run_trains_no_more(tmp_path, monkeypatch):
     first = train(started(), Limits(1), Checkpoint(tmp_path / "a.pt"))
     monkeypatch.setattr(CnnRun, "epoch", lambda *_: pytest.fail("trained again"))
