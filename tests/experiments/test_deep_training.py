@@ -16,13 +16,12 @@ from experiments.deep import table3, table4
 from experiments.deep.drivers import Fixed, Lipschitz, RateDecay, UnderExpTest, penalised
 from experiments.deep.models.catalogue import NETWORKS
 from experiments.deep.models.network import Network, SpatialMean, kernels
-from experiments.deep.preparation import SHIFTS_AND_FLIPS, Preparation, centred, standardised
+from experiments.deep.preparation import centred, standardised
 from experiments.deep.published import TABLE3
 from experiments.deep.speed import Speed
 from experiments.deep.training import DeepRun
 from experiments.epochs import Limits, train
 from experiments.images import Images, read_images
-from experiments.lipschitz.augmentation import Ranges, draw_moves, moved
 from lrsearch.bounds import lipschitz_constant
 from lrsearch.tasks.sources import at_hand
 from lrsearch.training import exptest
@@ -386,51 +385,6 @@ def test_every_line_of_the_table_has_a_driver_of_its_policy():
         assert each.start is None or driver._controller._start == (each.start,)
 
 
-# --- preparation -----------------------------------------------------------------------------
-
-
-def test_standardised_channels_have_mean_0_and_deviation_1():
-    images = cut(rows=50).train
-    prepared = standardised(images)(images)
-    assert prepared.mean((0, 2, 3)).abs().max() < 1e-5
-    torch.testing.assert_close(prepared.std((0, 2, 3), correction=0), torch.ones(3))
-    assert standardised(images).ranges is None
-
-
-def test_centred_pixels_have_mean_0_each():
-    images = cut(rows=50).train
-    prepared = centred(images)(images)
-    assert prepared.mean(0).abs().max() < 1e-5
-    assert float(prepared.max() - prepared.min()) <= 2.0
-    assert centred(images).ranges == SHIFTS_AND_FLIPS == Ranges(0.1, 0.0, 0.0, flip=True)
-
-
-def test_a_flip_mirrors_half_of_the_images_exactly_and_moves_nothing_else():
-    images = torch.rand(400, 3, 32, 32)
-    moves = draw_moves(400, 32, Ranges(0.0, 0.0, 0.0, flip=True), torch.Generator().manual_seed(0))
-    found = moved(images, moves)
-    flipped = moves.factor[:, 0] < 0
-    assert 150 < int(flipped.sum()) < 250
-    expected = torch.where(flipped[:, None, None, None], images.flip(3), images)
-    torch.testing.assert_close(found, expected, rtol=0.0, atol=2e-5)
-    assert bool((moves.factor[:, 1] == 1).all())
-
-
-def test_a_shift_comes_before_the_flip_as_in_keras():
-    images = torch.rand(1, 3, 32, 32)
-    moves = draw_moves(1, 32, Ranges(0.0, 0.0, 0.0, flip=True), torch.Generator().manual_seed(0))
-    moves.factor[:, 0], moves.shift[:, 0] = -1.0, 3.0
-    right = torch.cat([images[..., 3:], images[..., -1:].expand(1, 3, 32, 3)], 3)
-    torch.testing.assert_close(moved(images, moves), right.flip(3), rtol=0.0, atol=2e-5)
-
-
-def test_a_seeds_other_moves_stay_what_they_were():
-    plain = draw_moves(9, 28, Ranges(), torch.Generator().manual_seed(3))
-    flips = draw_moves(9, 28, Ranges(flip=True), torch.Generator().manual_seed(3))
-    assert torch.equal(plain.shift, flips.shift)
-    assert torch.equal(plain.factor, flips.factor * flips.factor.sign())
-
-
 # --- speed -----------------------------------------------------------------------------------
 
 
@@ -514,10 +468,3 @@ def test_a_compiled_run_trains_as_a_plain_one():
     for run in runs:
         run.epoch()
     torch.testing.assert_close(runs[1].losses[0], runs[0].losses[0], rtol=1e-4, atol=0.0)
-
-
-def test_preparation_takes_no_more_than_it_is_given():
-    pixels = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
-    prepare = Preparation(torch.tensor(0.5), torch.tensor(0.25))
-    assert prepare(pixels).flatten().tolist() == [-2.0, 2.0]
-    assert pixels.flatten().tolist() == [0, 255]
