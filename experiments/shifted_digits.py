@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from experiments.harness.reproduction import SEED
+from experiments.harness.cells import SEED
 from experiments.harness.resampling import DRAWS, paired_interval
 from lrsearch import Split, TaskData
 from lrsearch.tasks.builtin import build_mlp

@@ -18,7 +18,7 @@ from experiments.bench.bank import BankRuns
 from experiments.bench.panel import OWN
 from experiments.bench.replayed import expected_best, worth_trials
 from experiments.bench.tasks import BASES
-from experiments.harness.reproduction import SEED
+from experiments.harness.cells import SEED
 
 FAILURE: Final = 5.0  # points: a regret above it is a failure
 TARGET: Final = 1.0  # points: a method that comes so near to the best rate has reached it

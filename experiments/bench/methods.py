@@ -28,8 +28,8 @@ from experiments.bench.replayed import (
     tpe_median,
 )
 from experiments.bench.tasks import make_task
-from experiments.harness.cells import Cell, Measured, Row
-from experiments.harness.reproduction import SEED, Plan
+from experiments.harness.cells import SEED, Cell, Measured, Row
+from experiments.harness.reproduction import Plan
 from lrsearch import TaskData, TrainingTask
 from lrsearch.errors import InvalidArgumentError, MissingPackageError
 

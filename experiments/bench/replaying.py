@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from experiments.bench.measures import CASE, Bank, Banks, Case
 from experiments.bench.methods import replay, unpack
 from experiments.bench.panel import BANK, REPLAY, Method, Panel
-from experiments.harness.cells import Cell, CellStore, Measured, run_cells
-from experiments.harness.reproduction import CURVE, SEED, Results
+from experiments.harness.cells import SEED, Cell, CellStore, Measured, run_cells
+from experiments.harness.reproduction import CURVE, Results
 
 # Fewer than so many are replayed here: processes take seconds to start.
 _FEW: Final = 60

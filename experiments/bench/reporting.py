@@ -11,7 +11,8 @@ from experiments.bench import figures
 from experiments.bench.measures import ALL, CASE, FAILURE, SAME, TARGET, Banks, per_case, per_run
 from experiments.bench.panel import BANK, Panel
 from experiments.bench.summaries import by_shift, paired, summary
-from experiments.harness.reproduction import CURVE, SEED, Report
+from experiments.harness.cells import SEED
+from experiments.harness.reproduction import CURVE, Report
 from lrsearch.cli.tables import plain
 from lrsearch.engine.result import records
 from lrsearch.errors import MissingDataError

@@ -10,7 +10,7 @@ import pandas as pd
 
 from experiments.bench.measures import ALL, FAILURE, SAME, TASK, Array, profile, profile_area
 from experiments.bench.panel import OWN
-from experiments.harness.reproduction import SEED
+from experiments.harness.cells import SEED
 from experiments.harness.resampling import bootstrap_interval, holm, paired_interval
 
 _DRAWS: Final = 1000

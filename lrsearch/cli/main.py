@@ -146,9 +146,29 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--scale", choices=SCALES, default="full", help="quick is a small cut")
     reproduce.add_argument("--seeds", type=int, metavar="K", help="default: the paper's number")
     reproduce.add_argument(
+        "--rows",
+        action="append",
+        metavar="PATTERN",
+        help="only the rows that fit, as 'ResNet20*' does; more than one may be given",
+    )
+    reproduce.add_argument("--epochs", type=int, metavar="N", help="default: the paper's number")
+    reproduce.add_argument(
+        "--option",
+        action="append",
+        metavar="NAME=VALUE",
+        help="a choice that this reproduction offers; a wrong one lists them",
+    )
+    reproduce.add_argument(
         "--out", metavar="DIR", type=Path, help="default: reproductions/NAME/SCALE"
     )
     _add_cells(reproduce)
+    reproduce.add_argument(
+        "--merge",
+        action="append",
+        type=Path,
+        metavar="DIR",
+        help="take finished cells of another call's --out folder, of another machine say",
+    )
     _add_tracking(reproduce)
 
     bench = commands_.add_parser(

@@ -28,7 +28,14 @@ def session(options: Namespace, *, watcher: object) -> Any:
     """
     _check(options)
     harness = _experiments("experiments.harness.session")
-    plan = harness.Plan(scale=options.scale, seeds=options.seeds, data_dir=options.data_dir)
+    plan = harness.Plan(
+        scale=options.scale,
+        seeds=options.seeds,
+        data_dir=options.data_dir,
+        rows=tuple(options.rows or ()),
+        epochs=options.epochs,
+        options=tuple(_pair(text) for text in options.option or ()),
+    )
     return harness.reproduce(
         options.name,
         plan,
@@ -36,6 +43,7 @@ def session(options: Namespace, *, watcher: object) -> Any:
         workers=options.workers,
         fresh=options.fresh,
         minutes=options.minutes,
+        merge=options.merge or (),
         tracker="none" if options.no_tracking else "mlflow",
         tracking_uri=options.tracking_uri,
         watcher=watcher,
@@ -69,6 +77,14 @@ def _check(options: Namespace) -> None:
         require_at_least("workers", options.workers, 1)
     if not options.minutes >= 0.0:  # NaN too
         raise InvalidArgumentError(f"minutes must be at least 0, got {options.minutes!r}")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    """Name and value of an option."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise InvalidArgumentError(f"--option must be NAME=VALUE, got {text!r}")
+    return name, value
 
 
 def _experiments(module: str) -> Any:
