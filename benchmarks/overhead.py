@@ -80,6 +80,7 @@ class Loop:
             model=self._model,
             full_batch=stage == "searching",  # as if the sums were done
             total_steps=None if stage == "training" else 10**12,
+            race=False,
         )
         self._at = 0
         self.run(200, True)

@@ -63,5 +63,6 @@ def exptest_run(
         mode="paper" if mode == "paper" else "robust",
         full_batch=full_batch,
         total_steps=total_steps,
+        race=False,
     )
     return Controlled(run, optimizer, exptest), lambda: story(exptest)

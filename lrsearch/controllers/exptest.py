@@ -260,7 +260,14 @@ def judge(
 
 
 def probe_window(
-    settings: ExpTestSettings, losses: Curve, lr: float, *, won: bool, reason: str
+    settings: ExpTestSettings,
+    losses: Curve,
+    lr: float,
+    *,
+    won: bool,
+    reason: str,
+    start: int = 0,
+    index: int = 0,
 ) -> WindowStats:
     """The record of a probe, whose verdict a race has spoken; the F-test's numbers beside it.
 
@@ -270,9 +277,11 @@ def probe_window(
         lr: learning rate of the probe.
         won: whether the race chose it.
         reason: the race's.
+        start: step at which the probe began.
+        index: number of the look.
     """
     values = np.asarray(losses, dtype=np.float64)
-    state = ExpTestState(length=values.size)
+    state = ExpTestState(length=values.size, start=start, windows=index)
     look = _Look(settings, state, values, lr)
     if values.size >= PAPER_FLOOR and np.all(np.isfinite(values)):
         look.f_test(settings.alpha)

@@ -5,6 +5,14 @@ losses are compared pair by pair. The bracket grows upward while the highest run
 downward while the lowest is; it ends when the best one has a worse rung on both sides. A rung that
 has not fallen yet decides nothing: where none has, the highest that hold are given more steps.
 
+Where batches cannot be drawn again (a user's own loop), the same comparisons are made between
+losses on different batches. The tests hold there too, for they take the noise of the differences
+from the differences, but that noise is larger and they tell less. What they cannot tell must not
+end the race at a rate that is far too low: the highest rung has to be shown to be worse, and of
+those that are level the one with the smallest loss wins, not the lowest. A race that starts at a
+rate that may be far off leaps: its strides double until the best rung has rungs on both sides, and
+the gaps that this leaves are halved.
+
 Everything here is a pure function of what the probes have shown, in units of the ladder: the rate
 of rung k is ``first * beta**k``, and k may be negative.
 """
@@ -19,7 +27,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from scipy import special
 
-from lrsearch.errors import require_at_least, require_in_open_unit_interval
+from lrsearch.errors import require_at_least, require_in_open_unit_interval, require_positive
 from lrsearch.stats.pairing import PairedResult, paired_test
 from lrsearch.stats.plateau import plateau_test
 from lrsearch.stats.series import FloatArray
@@ -30,6 +38,8 @@ Fate = Literal["alive", "diverged", "dead"]
 HOPELESS_FACTOR, HOPELESS_RUN = 4.0, 3
 # A fall of less than this share of the loss is none; one of more needs no trend.
 FALL, PLAIN_FALL = 0.01, 0.3
+# A rise is one if it is as plain, and so many standard deviations of the losses.
+RISE_NOISE = 2.0
 # One curve overtakes another in time if it does by this share of the run.
 HORIZON = 0.5
 # Rungs that are given more steps where none has fallen.
@@ -51,6 +61,11 @@ class RaceSettings:
         patience: share of ``total_steps`` that a rung is waited for while none has fallen.
         rivals: whether a rung that comes up from behind is waited for.
         slack: whether the rate may lie a part of a rung below the winner's.
+        most: share of ``total_steps`` that all probes together may take; two probes at least.
+        first_rung: the rung that is tried first.
+        leaps: whether strides double at the ends of the ladder.
+        replays: whether all rungs meet the same batches, and one that is given more steps goes on
+            where it stopped; else they meet different ones, and it starts over.
     """
 
     total_steps: int
@@ -61,6 +76,10 @@ class RaceSettings:
     patience: float = 0.4
     rivals: bool = True
     slack: bool = True
+    most: float = 2.0
+    first_rung: int = 0
+    leaps: bool = False
+    replays: bool = True
 
     def __post_init__(self) -> None:
         require_at_least("total_steps", self.total_steps, 1)
@@ -69,6 +88,12 @@ class RaceSettings:
         require_in_open_unit_interval("share", self.share)
         require_in_open_unit_interval("patience", self.patience)
         require_at_least("fewest", self.fewest, 4)
+        require_positive("most", self.most)
+
+    @property
+    def budget(self) -> int:
+        """Steps that all probes together may take."""
+        return max(int(self.most * self.total_steps), 2 * self.probe)
 
     @property
     def probe(self) -> int:
@@ -116,30 +141,50 @@ class Winner:
 Move: TypeAlias = Order | Winner
 
 
-def next_move(settings: RaceSettings, probes: Mapping[int, Probe]) -> Move:
+def next_move(
+    settings: RaceSettings, probes: Mapping[int, Probe], spent: int | None = None
+) -> Move:
     """What follows from the probes so far.
 
     Args:
         settings: of the race.
         probes: by rung; rung 0 is the first, larger numbers are lower rates.
+        spent: steps of all probes so far, those included that were started over; None: as many as
+            the probes have losses.
     """
-    steps = settings.probe
     if not probes:
-        return Order(0, steps)
-    alive = [rung for rung in sorted(probes) if probes[rung].fate == "alive"]
-    above, below = min(probes) - 1, max(probes) + 1
+        return Order(settings.first_rung, settings.probe)
+    move = _wish(settings, probes)
+    if isinstance(move, Winner):
+        return move
+    if spent is None:
+        spent = sum(probe.losses.size for probe in probes.values())
+    had = probes[move.rung].losses.size if settings.replays and move.rung in probes else 0
+    if spent + move.steps - had <= settings.budget:
+        return move
+    return _so_far(settings, probes)
+
+
+def _wish(settings: RaceSettings, probes: Mapping[int, Probe]) -> Move:
+    """What should follow, whatever it costs."""
+    alive = _alive(settings, probes)
     if not alive:
-        if below > FURTHEST:
+        below = _beside(settings, probes, max(probes), 1)
+        if below is None:
             return Winner(max(probes), "no rate holds")
-        return Order(below, steps)
+        return Order(below, settings.probe)
     fallen = [rung for rung in alive if has_fallen(settings, probes[rung].losses)]
     if not fallen:
         return _wait(settings, probes, alive)
     best = leader(probes, fallen)
-    if best - 1 not in probes and above >= -FURTHEST:
-        return Order(best - 1, steps)
-    if best + 1 not in probes and below <= FURTHEST:
-        return Order(best + 1, steps)
+    if not settings.replays and _may_be_better(settings, probes[alive[0]], probes[best]):
+        above = _beside(settings, probes, alive[0], -1)
+        if above is not None and above < min(probes):
+            return Order(above, settings.probe)
+    for side in (-1, 1):
+        rung = _beside(settings, probes, best, side)
+        if rung is not None:
+            return Order(rung, settings.probe)
     rival = _rival(settings, probes, best) if settings.rivals else None
     if rival is not None:
         shorter = min((best, rival), key=lambda rung: probes[rung].losses.size)
@@ -148,6 +193,45 @@ def next_move(settings: RaceSettings, probes: Mapping[int, Probe]) -> Move:
     if settings.slack and best + 1 in probes:
         lower = slack(settings, probes[best], probes[best + 1])
     return Winner(best, "better than the rungs beside it", lower)
+
+
+def _may_be_better(settings: RaceSettings, probe: Probe, best: Probe) -> bool:
+    """Whether a probe is not shown to be worse than the best one."""
+    return compare(best, probe).pvalue >= settings.alpha
+
+
+def _so_far(settings: RaceSettings, probes: Mapping[int, Probe]) -> Winner:
+    """The winner where no further probe can be paid for."""
+    alive = _alive(settings, probes)
+    if not alive:
+        return Winner(max(probes) + 1, "no rate above it holds, and the race's steps are spent")
+    fallen = [rung for rung in alive if has_fallen(settings, probes[rung].losses)]
+    if fallen:
+        best = leader(probes, fallen)
+        return Winner(best, "the best so far, and the race's steps are spent")
+    return Winner(leader(probes, alive), "no rung has fallen: the one with the smallest loss")
+
+
+def _alive(settings: RaceSettings, probes: Mapping[int, Probe]) -> list[int]:
+    """The rungs that hold. Where the first rate may be far too high, a rise must not lead up."""
+    alive = [rung for rung in sorted(probes) if probes[rung].fate == "alive"]
+    if settings.replays:
+        return alive
+    return [rung for rung in alive if not has_risen(probes[rung].losses)]
+
+
+def _beside(
+    settings: RaceSettings, probes: Mapping[int, Probe], rung: int, side: int
+) -> int | None:
+    """The rung to try next on one side, -1 above or 1 below; None if that side is settled."""
+    distances = [side * (tried - rung) for tried in probes if side * (tried - rung) > 0]
+    if distances:
+        gap = min(distances)
+        return rung + side * (gap // 2) if gap > 1 else None
+    others = [abs(tried - rung) for tried in probes if tried != rung]
+    stride = 2 * min(others) if settings.leaps and others else 1
+    beside = side * min(side * rung + stride, FURTHEST)
+    return None if beside in probes or side * beside <= side * rung else beside
 
 
 def _rival(settings: RaceSettings, probes: Mapping[int, Probe], best: int) -> int | None:
@@ -239,6 +323,13 @@ def has_fallen(settings: RaceSettings, losses: FloatArray) -> bool:
     return plateau_test(losses, alpha=settings.alpha).verdict == "descending"
 
 
+def has_risen(losses: FloatArray) -> bool:
+    """Whether the second half lies above the first loss, by a plain share and beyond noise."""
+    late = losses[losses.size // 2 :]
+    rise = float(late.mean() - losses[0])
+    return rise > max(PLAIN_FALL * abs(float(losses[0])), RISE_NOISE * float(late.std()))
+
+
 def hopeless(losses: Sequence[float]) -> bool:
     """Whether a probe is beyond hope with its last loss: not finite, or far above its first."""
     if not losses:
@@ -250,11 +341,21 @@ def hopeless(losses: Sequence[float]) -> bool:
     return len(losses) > HOPELESS_RUN and all(loss > limit for loss in last)
 
 
+def was_hopeless(losses: FloatArray) -> bool:
+    """Whether ``hopeless`` holds for a beginning of these losses, shape (steps,)."""
+    if not np.all(np.isfinite(losses)):
+        return True
+    above = losses > HOPELESS_FACTOR * np.abs(losses[:1])
+    runs = np.convolve(above, np.ones(HOPELESS_RUN), mode="full")
+    return bool(np.any(runs >= HOPELESS_RUN))
+
+
 def _wait(settings: RaceSettings, probes: Mapping[int, Probe], alive: Sequence[int]) -> Move:
     """No rung has fallen: look higher while the highest holds, then wait for the highest few."""
-    top, bottom = min(probes), max(probes)
-    if alive[0] == top and top > -FURTHEST:
-        return Order(top - 1, settings.probe)
+    above = _beside(settings, probes, alive[0], -1)
+    if above is not None:
+        return Order(above, settings.probe)
+    bottom = max(probes)
     if len(alive) < SLOW_RUNGS and bottom < FURTHEST:
         return Order(bottom + 1, settings.probe)
     candidates = alive[:SLOW_RUNGS]
@@ -262,5 +363,5 @@ def _wait(settings: RaceSettings, probes: Mapping[int, Probe], alive: Sequence[i
     steps = probes[shortest].losses.size
     if steps < settings.longest:
         return Order(shortest, min(2 * steps, settings.longest))
-    rung = min(candidates, key=lambda rung: float(np.mean(probes[rung].losses[steps // 2 :])))
+    rung = leader(probes, candidates)
     return Winner(rung, "no rung has fallen: the one with the smallest loss")

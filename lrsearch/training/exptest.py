@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from lrsearch.stats.convergence import Mode
 from lrsearch.tracking import StepTracker
 from lrsearch.training.curve import CurveLog
 from lrsearch.training.gradients import GradientSums
+from lrsearch.training.racing import LoopRace, end_probe, resume_race, start_race
 from lrsearch.training.recorder import LossRecorder, make_recorder
 from lrsearch.training.snapshot import Snapshot, scale_rates
 from lrsearch.windows import WindowStats
@@ -41,12 +43,15 @@ STAIRS = 50
 class ExpTest:
     """Finds and tunes the learning rate of an optimizer while it trains.
 
-    It starts at the optimizer's present rates, which should be an upper bound (see
-    ``lrsearch.bounds.max_learning_rate``). *Searching*: after a window of steps an F-test asks
-    whether the loss decays exponentially; if it does not, or diverges, training starts over from
-    the initial weights at ``beta`` times the rate. *Training*: after each window a test of the
-    slope asks whether the loss still falls; at a plateau the rate is multiplied by ``beta``. ([E],
-    Algorithm 1; what ``mode="robust"`` does beyond it stands in docs/exptest.md.)
+    It starts at the optimizer's present rates. *Race* (mode "robust" with ``total_steps``): rates
+    above and below are probed in turn, each from the initial weights, until one has worse rates on
+    both sides or 35 % of the steps are spent; training starts over at that rate. Without a race
+    the rates should be an upper bound (see ``lrsearch.bounds.max_learning_rate``). *Searching*:
+    after a window of steps an F-test asks whether the loss decays exponentially; if it does not, or
+    diverges, training starts over from the initial weights at ``beta`` times the rate. *Training*:
+    after each window a test of the slope asks whether the loss still falls; at a plateau the rate
+    is multiplied by ``beta``. ([E], Algorithm 1; what ``mode="robust"`` does beyond it stands in
+    docs/exptest.md.)
 
     Call ``step(loss)`` once per optimizer step, after ``optimizer.step()`` and before
     ``zero_grad()``; with gradient accumulation once per update, with the mean of its losses.
@@ -68,6 +73,9 @@ class ExpTest:
             else 0.
         raced: the rate has won a race (``lrsearch.training.probes``): its first window is recorded,
             and rejects it only if it diverges.
+        race: whether to race rates first. None: in mode "robust" with ``total_steps`` of 92 or
+            more, where no trial, no schedulers and no ``raced`` are given. A race's probes meet
+            different batches, so it tells less than ``lrsearch.training.probes`` does.
         tracker: a run of an experiment tracker that gets losses, rates and windows.
         schedulers: learning-rate schedulers of the loop; a restart winds them back, and decays
             scale their base rates, so that both can change the rate.
@@ -75,7 +83,8 @@ class ExpTest:
             correction.
 
     Raises:
-        ValueError: if an option is outside what is allowed, or a rate is not positive.
+        ValueError: if an option is outside what is allowed, a rate is not positive, or a race is
+            asked for where there can be none.
         TypeError: if optimizer or model is something else.
     """
 
@@ -92,6 +101,7 @@ class ExpTest:
         total_steps: int | None = None,
         anneal: float | None = None,
         raced: bool = False,
+        race: bool | None = None,
         tracker: StepTracker | None = None,
         schedulers: Any = (),
         scaler: torch.amp.GradScaler | None = None,
@@ -116,10 +126,15 @@ class ExpTest:
             anneal=anneal,
             raced=raced,
         )
-        self._optimizer = optimizer
+        self._optimizer, self._model = optimizer, model
         self._schedulers: Sequence[Any] = (
             schedulers if isinstance(schedulers, (list, tuple)) else (schedulers,)
         )
+        obstacles = {"trial": trial is not None, "schedulers": self._schedulers, "raced": raced}
+        self._race = start_race(race, self._settings, obstacles)
+        if self._race is not None:
+            self._settings = replace(self._settings, raced=True)
+        self._base = 1.0  # what the race has made of the first rate
         self._scaler = scaler
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # A trial is pruned where others restart: it never goes back.
@@ -137,12 +152,12 @@ class ExpTest:
         self._steps = 0
         self._windows: list[WindowStats] = []
         self._sums = self._new_sums()
-        self._due = due_step(self._settings, self._state)
+        self._due = self._next_due()
         self._rate = float(optimizer.param_groups[0]["lr"])
         self._steady = Decision("continue", self._rate)
         self._seen_rate = optimizer.param_groups[0]["lr"]
         self._share = 1.0  # of the rate without annealing
-        self._lower_at = self._settings.annealing_from
+        self._lower_at = self._annealing_from()
         self._stretches: list[tuple[int, float]] = []  # where a rate ended, since the last log
         self._told = 0
 
@@ -158,7 +173,7 @@ class ExpTest:
 
     @property
     def phase(self) -> str:
-        """Either "searching", until a rate has passed, or "training"."""
+        """Either "searching", until a rate has passed (races included), or "training"."""
         return self._state.phase
 
     @property
@@ -191,9 +206,13 @@ class ExpTest:
             self._sums.add()
         self._steps += 1
         if hopeless:
+            if self._race is not None:
+                return self._look_at_probe(self._race, recorder, exploded=True)
             values = recorder.values()
             return self._carry_out(*diverged(self._settings, self._state, values, self.lr))
         if self._steps >= self._due:
+            if self._race is not None:
+                return self._look_at_probe(self._race, recorder, exploded=False)
             return self._reach_boundary(recorder)
         if self._steps >= self._lower_at:
             self._anneal()
@@ -206,7 +225,7 @@ class ExpTest:
         """Decay the rate for a reason of the caller's, such as a validation loss that rises.
 
         The present window ends here, whatever it would have shown; while the rate is searched, that
-        accepts it.
+        accepts it. A race goes on as if nothing had been said.
 
         Args:
             reason: in a few words, for the record.
@@ -214,7 +233,7 @@ class ExpTest:
         Returns:
             The decision; "stop" once the budget is spent.
         """
-        if self._state.stopped or self._recorder is None:
+        if self._state.stopped or self._recorder is None or self._race is not None:
             return self._steady
         self._read_rate()
         return self._carry_out(
@@ -230,6 +249,9 @@ class ExpTest:
             "steps": self._steps,
             "rate": self._rate,
             "share": self._share,
+            "lower_at": self._lower_at,
+            "base": self._base,
+            "race": None if self._race is None else self._race.state_dict(),
             "stretches": list(self._stretches),
             "told": self._told,
             "losses": losses,
@@ -262,7 +284,9 @@ class ExpTest:
         self._share = float(state["share"])
         self._stretches = [(int(step), float(rate)) for step, rate in state["stretches"]]
         self._told = int(state["told"])
-        self._lower_at = self._settings.annealing_from
+        self._lower_at = float(state["lower_at"])
+        self._base = float(state["base"])
+        self._race = resume_race(self._settings, state["race"])
         self._windows = [WindowStats(**window) for window in state["windows"]]
         if self._snapshot is not None:
             self._snapshot.load_state_dict(state["snapshot"])
@@ -277,9 +301,23 @@ class ExpTest:
         if state["losses"]:
             self._recorder = make_recorder(self._parameters[0].detach().flatten()[:1])
             self._recorder.load(state["losses"])
-        self._due = due_step(self._settings, self._state)
+        self._due = self._next_due()
         self._seen_rate = self._optimizer.param_groups[0]["lr"]
         self._steady = Decision("stop" if self._state.stopped else "continue", self.lr)
+
+    def _look_at_probe(self, race: LoopRace, recorder: LossRecorder, *, exploded: bool) -> Decision:
+        """A probe is halfway, over or beyond hope: this waits for the device."""
+        losses = recorder.values()
+        self._read_rate()
+        weights = self._parameters if self._model is None else self._model.parameters()
+        end = race.look(losses, exploded=exploded, weights=weights)
+        if end is None:
+            return self._go_on(Decision("continue", self.lr))
+        self._base = self._settings.beta**end.rung
+        if end.won:
+            self._race = None
+            self._lower_at = self._annealing_from()
+        return self._carry_out(*end_probe(self._settings, self._state, losses, self.lr, end))
 
     def _reach_boundary(self, recorder: LossRecorder) -> Decision:
         """The machine wants to be asked: the only place that waits for the device."""
@@ -317,7 +355,7 @@ class ExpTest:
                 return self._go_on(replace(decision, kind="stop", lr=self.lr))
             assert self._snapshot is not None  # with a trial, its recorder has raised
             self._snapshot.restore()
-            scale_rates(self._optimizer, state.factor, self._schedulers)
+            scale_rates(self._optimizer, self._base * state.factor, self._schedulers)
             self._share = 1.0
         elif decision.kind == "decay":
             scale_rates(self._optimizer, self._settings.beta, self._schedulers)
@@ -336,7 +374,7 @@ class ExpTest:
         if self._steps >= self._lower_at:
             self._anneal()
             decision = replace(decision, lr=self._rate)
-        self._due = due_step(self._settings, self._state)
+        self._due = self._next_due()
         if self._out_of_budget() and decision.kind != "stop":
             tested = self._state.phase == "training"
             reason = "budget spent" if tested else "budget spent before a rate passed its test"
@@ -384,13 +422,24 @@ class ExpTest:
         """The rate as it is: schedulers of the loop may have moved it. May wait for the device."""
         self._rate = float(self._optimizer.param_groups[0]["lr"])
 
+    def _next_due(self) -> int:
+        """Step at or after which somebody has to look."""
+        if self._race is not None:
+            return self._state.start + self._race.due
+        return due_step(self._settings, self._state)
+
+    def _annealing_from(self) -> float:
+        """The rates of a race are the rungs': they do not fall."""
+        return self._settings.annealing_from if self._race is None else inf
+
     def _out_of_budget(self) -> bool:
         total = self._settings.total_steps
         return total is not None and self._steps >= total
 
     def _new_sums(self) -> GradientSums | None:
         # A race has settled the rate: its first window is recorded, and need not wait for noise.
-        if self._settings.full_batch or self._settings.raced:
+        raced = self._settings.raced or self._race is not None
+        if self._settings.full_batch or raced:
             return None
         return GradientSums(self._parameters, skip_nonfinite=self._scaler is not None)
 

@@ -1,4 +1,4 @@
-"""Sums over a window's first gradients, on their device, for the window correction (Eq. 53)."""
+"""What gradients tell: their sums over a window (Eq. 53), and whether units have died."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from lrsearch.stats.window import window_correction
 
 _SUM = torch.float32  # sums of half-precision gradients need more digits than these have
 _MANY = 32  # steps whose norms are added up together
+# Of weight tensors whose gradient is exactly zero: more than a frozen layer, a network that is cut.
+_DEAD_SHARE = 0.5
 
 
 class GradientSums:
@@ -129,3 +131,17 @@ class GradientSums:
         self._path = None if path is None else path.clone().to(self._parameters[0].device)
         self._summed, self._sums = [], []
         self._waiting = 0
+
+
+def gets_no_gradient(parameters: Iterable[Tensor]) -> bool:
+    """Whether most weight matrices have a gradient of exactly zero: dead units.
+
+    Args:
+        parameters: of a model, with the gradients of a step; those without one do not count. Waits
+            for the device.
+    """
+    grads = [p.grad for p in parameters if p.ndim > 1 and p.grad is not None]
+    if not grads:
+        return False
+    silent = sum(not bool(torch.any(grad)) for grad in grads)
+    return silent >= _DEAD_SHARE * len(grads)

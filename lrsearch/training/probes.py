@@ -9,7 +9,7 @@ from math import ceil, isfinite
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrsearch.controllers.race import (
     FURTHEST,
@@ -21,12 +21,11 @@ from lrsearch.controllers.race import (
     next_move,
 )
 from lrsearch.training.batches import Batches
+from lrsearch.training.gradients import gets_no_gradient
 from lrsearch.training.loop import build_model, loss_function, make_optimizer
 from lrsearch.training.task import TaskData, TrainingTask
 from lrsearch.training.threads import suitable_threads
 
-# Of weight tensors whose gradient is exactly zero: more than a frozen layer, a network that is cut.
-_DEAD_SHARE = 0.5
 # Rungs above the rate at which the loss would be zero: where it never rises there is no edge.
 BEYOND = 3
 _FORWARD = 1.0 / 3.0  # of a gradient step's price
@@ -170,7 +169,7 @@ class _Run:
             self._losses.append(float(loss.detach()))
             if hopeless(self._losses):
                 self._fate = "diverged"
-        if self._fate == "alive" and gets_no_gradient(self._model):
+        if self._fate == "alive" and gets_no_gradient(self._model.parameters()):
             self._fate = "dead"
         self._seconds += time.perf_counter() - began
 
@@ -185,12 +184,3 @@ def _probes(runs: dict[int, _Run]) -> dict[int, Probe]:
 def _endless(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         yield from batches
-
-
-def gets_no_gradient(model: nn.Module) -> bool:
-    """Whether most of a model's weight matrices have a gradient of exactly zero: dead units."""
-    grads = [p.grad for p in model.parameters() if p.ndim > 1 and p.grad is not None]
-    if not grads:
-        return False
-    silent = sum(not bool(torch.any(grad)) for grad in grads)
-    return silent >= _DEAD_SHARE * len(grads)

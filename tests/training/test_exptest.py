@@ -271,7 +271,7 @@ def test_one_copy_of_the_parameters_while_searching_and_none_after(make, with_tr
         optimizer.step()
         optimizer.zero_grad()
     options = {"trial": asked()[1]} if with_trial else {}
-    controller = ExpTest(optimizer, model=model, total_steps=1000, **options)
+    controller = ExpTest(optimizer, model=model, total_steps=1000, race=False, **options)
     copies = {"summing": [], "searching": [], "training": []}
     for loss in 0.3 + 2.0 * np.exp(-np.arange(200) / 40.0):
         nn.functional.mse_loss(model(INPUTS), TARGETS).backward()
@@ -285,6 +285,25 @@ def test_one_copy_of_the_parameters_while_searching_and_none_after(make, with_tr
     assert copies["searching"]
     assert max(copies["searching"] + copies["training"][1:]) < 0.5
     assert copies["training"]
+
+
+def test_no_copy_of_the_parameters_while_rates_are_raced():
+    model = nn.Sequential(nn.Linear(6, 2000), nn.Tanh(), nn.Linear(2000, 1))
+    size = sum(p.numel() for p in model.parameters())
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    controller = ExpTest(optimizer, model=model, total_steps=1000)
+    copies = []
+    for _ in range(120):
+        loss = nn.functional.mse_loss(model(INPUTS), TARGETS)
+        loss.backward()
+        optimizer.step()
+        decision = controller.step(loss)
+        optimizer.zero_grad()
+        # Where a probe has just ended, torch's new optimizer state is not in use yet.
+        copies.append(held(controller, model, optimizer) / size)
+        assert decision.kind in ("continue", "restart")
+    assert [w.decision for w in controller.windows] == ["restart"] * 2
+    assert max(copies) < 0.5
 
 
 CURVES = {
