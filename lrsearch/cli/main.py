@@ -16,7 +16,7 @@ from lrsearch.version import __version__
 USAGE_ERROR, FAILURE = 2, 1
 # Spelled out here so that --help loads no framework; a test holds them against their sources.
 METHODS = ("exptest", "lipschitz", "grid", "random", "tpe")
-STARTS = ("bound", "lipschitz")
+STARTS = ("race", "bound", "lipschitz")
 MODES = ("robust", "paper")
 SCALES = ("full", "quick")
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop")
@@ -222,8 +222,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start",
         choices=STARTS,
-        help="of ExpTest's ladder: bound of the data (default), or 1 / L of the first batch; with "
-        "--method lipschitz this puts ExpTest's test over it",
+        help="of ExpTest's ladder: winner of a race of short probes (default), bound of the data "
+        "(default with --mode paper), or 1 / L of the first batch, which with --method lipschitz "
+        "puts ExpTest's test over it",
     )
     parser.add_argument(
         "--multipliers",

@@ -58,6 +58,11 @@ class Race:
         return self.rate_of(self.rung)
 
     @property
+    def holds(self) -> bool:
+        """Whether any rate trained: a race that all have lost has no winner but in name."""
+        return self.probes[self.rung].fate == "alive"
+
+    @property
     def forward_steps(self) -> int:
         """The forward passes in gradient steps, at a third each."""
         return ceil(self.forwards * _FORWARD)
