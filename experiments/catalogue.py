@@ -13,6 +13,7 @@ MODULES: Final = {
     "exptest-table2": "experiments.exptest.table2",
     "exptest-fig2": "experiments.exptest.fig2",
     "exptest-table3": "experiments.exptest.table3",
+    "exptest-table4": "experiments.deep.table4",
     "exptest-appendix-e": "experiments.exptest.appendix_e",
     "exptest-recorded": "experiments.exptest.recorded",
     "exptest-shifts": "experiments.exptest.shifts",
@@ -20,6 +21,7 @@ MODULES: Final = {
     "lipschitz-mnist-cnn": "experiments.lipschitz.mnist_cnn",
     "lipschitz-table1": "experiments.lipschitz.table1",
     "lipschitz-table2": "experiments.lipschitz.table2",
+    "lipschitz-table3": "experiments.deep.table3",
     "calibration": "experiments.calibration.reproduction",
 }
 

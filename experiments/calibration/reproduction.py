@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from experiments.calibration.measure import NOTEBOOK_LONGEST, REPLICATES, cells, measure
-from experiments.harness.cells import Cell, Measured
-from experiments.harness.reproduction import SEED, Plan, Report, Reproduction, Results
+from experiments.harness.cells import SEED, Cell, Measured
+from experiments.harness.reproduction import Plan, Report, Reproduction, Results
 from lrsearch.cli.tables import plain
 
 if TYPE_CHECKING:

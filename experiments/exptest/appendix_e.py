@@ -14,9 +14,9 @@ from experiments.exptest import housing
 from experiments.exptest.methods import NOTEBOOK
 from experiments.exptest.published import TABLE3_FACTORS
 from experiments.exptest.training import FixedRates, minibatches, train
-from experiments.harness.cells import Cell, Measured
+from experiments.harness.cells import SEED, Cell, Measured
 from experiments.harness.comparing import comparison_table
-from experiments.harness.reproduction import SEED, Plan, Report, Reproduction, Results
+from experiments.harness.reproduction import Plan, Report, Reproduction, Results
 from lrsearch.cli.tables import plain
 from lrsearch.tasks.builtin import build_mlp
 

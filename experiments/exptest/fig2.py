@@ -9,10 +9,10 @@ from experiments.exptest.methods import FROM_PAPER, MODES, NOTEBOOK
 from experiments.exptest.notebook_fit import notebook_line_f_test
 from experiments.exptest.published import BATCH_SIZES, FIGURE2
 from experiments.exptest.table2 import COMMITTED
-from experiments.harness.cells import Cell, Measured
+from experiments.harness.cells import SEED, Cell, Measured
 from experiments.harness.comparing import Figures, comparison_table
 from experiments.harness.figures import draw_curves
-from experiments.harness.reproduction import SEED, Plan, Report, Reproduction, Results
+from experiments.harness.reproduction import Plan, Report, Reproduction, Results
 from experiments.harness.text import titled
 
 BY = ("mode", "batch_size")

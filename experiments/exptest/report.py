@@ -57,7 +57,8 @@ def curves_figure(
         draw_curves(axes, groups, window=window, ceiling=ceiling, colors=COLORS)
         axes.set_title(f"rate {factor:g} x bound", fontsize=10)
         axes.set_xlabel("gradient step")
-        axes.legend(fontsize=7)
+        if axes.lines:  # all of them may lie above the ceiling
+            axes.legend(fontsize=7)
     panels[0].set_ylabel("training loss")
     figure.suptitle(title, fontsize=11)
     return figure

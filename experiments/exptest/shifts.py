@@ -15,8 +15,8 @@ from experiments.banks import Bank
 from experiments.exptest.data import as_percent, notebook_bound
 from experiments.exptest.methods import MODES, NOTEBOOK, exptest_run
 from experiments.exptest.training import Driver, FixedRates, minibatches, train
-from experiments.harness.cells import Cell, Measured, Row
-from experiments.harness.reproduction import SEED, Plan, Report, Reproduction, Results
+from experiments.harness.cells import SEED, Cell, Measured, Row
+from experiments.harness.reproduction import Plan, Report, Reproduction, Results
 from experiments.shifted_digits import (
     FAILURE,
     GRID,

@@ -9,9 +9,9 @@ from experiments.exptest import mnist
 from experiments.exptest.methods import MODES, NOTEBOOK
 from experiments.exptest.notebook_fit import notebook_line_f_test
 from experiments.exptest.published import ALPHAS, BETAS, TABLE2
-from experiments.harness.cells import Cell, Measured
+from experiments.harness.cells import SEED, Cell, Measured
 from experiments.harness.comparing import Figures, comparison_table
-from experiments.harness.reproduction import SEED, Plan, Report, Reproduction, Results
+from experiments.harness.reproduction import Plan, Report, Reproduction, Results
 from experiments.harness.text import titled
 
 BY = ("mode", "alpha", "beta")

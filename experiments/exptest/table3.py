@@ -9,9 +9,9 @@ from experiments.exptest.methods import MODES, NOTEBOOK
 from experiments.exptest.published import EXPTEST_HOUSING, OWN, TABLE3, TABLE3_FACTORS
 from experiments.exptest.report import curves_figure, exptest_summary, sorted_rows
 from experiments.exptest.training import OPTIMIZERS
-from experiments.harness.cells import Cell, Measured
+from experiments.harness.cells import SEED, Cell, Measured
 from experiments.harness.comparing import Figures, comparison_table
-from experiments.harness.reproduction import SEED, Plan, Report, Reproduction, Results
+from experiments.harness.reproduction import Plan, Report, Reproduction, Results
 from experiments.harness.text import titled
 
 BY = ("method", "rate")

@@ -7,6 +7,7 @@ file of its own, so a killed run keeps every finished cell and a second call goe
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 from zipfile import BadZipFile
 
 import numpy as np
@@ -31,6 +32,7 @@ from lrsearch.errors import InvalidArgumentError, MissingDataError
 
 Cell: TypeAlias = Mapping[str, Any]
 Row: TypeAlias = dict[str, Any]
+SEED: Final = "seed"  # key of a cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Measured:
 
     Attributes:
         rows: one dictionary per run, of numbers and texts.
-        curves: of each row, or none at all: per-step losses, shape (steps,).
+        curves: of each row, or none at all: per-step losses, shape (steps,), or another array.
         history: of each row, or none at all: a row of numbers and texts per epoch.
         complete: False where time ran out inside the cell: it is shown, and goes on next time.
     """
@@ -74,18 +76,32 @@ class CellStore:
     def find(self, cell: Cell) -> tuple[Measured, str] | None:
         """What a kept cell measured, and by which version; None if it is not there."""
         path = self._path(cell)
-        try:
-            # Opened here: numpy leaves its own file open where the archive is damaged.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                kept = json.loads(str(archive["record"]))
-                curves = [archive[f"curve{i}"] for i in range(kept["curves"])]
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+        found = _read(path)
+        if found is None:
             path.unlink(missing_ok=True)  # damaged: measured anew
-            return None
-        history, complete = kept.get("history", ()), kept.get("complete", True)
-        return Measured(kept["rows"], curves, history, complete), str(kept["version"])
+        return found
+
+    def take(self, cell: Cell, folder: Path) -> bool:
+        """Copy a finished cell of another store, unless this one has it finished.
+
+        Files are named by the cell and all settings, so that stores of different machines agree.
+
+        Args:
+            cell: which.
+            folder: of the other store; it stays as it is.
+
+        Returns:
+            Whether it was taken.
+
+        Raises:
+            InvalidArgumentError: if it cannot be written.
+        """
+        path = self._path(cell)
+        theirs, ours = _read(folder / path.name), _read(path)
+        if theirs is None or not theirs[0].complete or (ours is not None and ours[0].complete):
+            return False
+        self._write(path, (folder / path.name).read_bytes())
+        return True
 
     def keep(self, cell: Cell, measured: Measured) -> None:
         """Write a cell: to a side file first, so that a kill leaves the old state or the new."""
@@ -98,13 +114,17 @@ class CellStore:
             "history": [list(epochs) for epochs in measured.history],
             "complete": measured.complete,
         }
-        path = self._path(cell)
-        side = path.with_suffix(f".{os.getpid()}.tmp")
         arrays: dict[str, NDArray[Any]] = {"record": np.array(json.dumps(record))}
         arrays |= {f"curve{i}": curve for i, curve in enumerate(measured.curves)}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        self._write(self._path(cell), buffer.getvalue())
+
+    def _write(self, path: Path, content: bytes) -> None:
+        side = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             with side.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **arrays)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             side.replace(path)
@@ -121,6 +141,19 @@ class CellStore:
 
     def _path(self, cell: Cell) -> Path:
         return self._folder / f"{cell_name(self._settings, cell)}.npz"
+
+
+def _read(path: Path) -> tuple[Measured, str] | None:
+    """What is in a cell's file, and the version; None if it is missing or damaged."""
+    try:
+        # Opened here: numpy leaves its own file open where the archive is damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            kept = json.loads(str(archive["record"]))
+            curves = [archive[f"curve{i}"] for i in range(kept["curves"])]
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+        return None
+    history, complete = kept.get("history", ()), kept.get("complete", True)
+    return Measured(kept["rows"], curves, history, complete), str(kept["version"])
 
 
 def cell_name(settings: Mapping[str, Any], cell: Cell) -> str:

@@ -36,19 +36,20 @@ def draw_curves(
 
     Args:
         axes: drawn on.
-        groups: label -> loss curves of equal length.
+        groups: label -> loss curves; drawn as far as all of a group go.
         window: of the moving average.
         ceiling: groups whose averaged loss never falls below it stay out, as in the papers.
         colors: by label.
     """
     for label, curves in groups.items():
-        smooth = np.stack([moving_average(curve, window) for curve in curves])
+        shortest = min(curve.size for curve in curves)  # a run may have ended early
+        smooth = np.stack([moving_average(curve[:shortest], window) for curve in curves])
         with np.errstate(invalid="ignore", over="ignore"):
             mean = smooth.mean(axis=0)
             error = smooth.std(axis=0, ddof=1) / np.sqrt(len(smooth)) if len(smooth) > 1 else 0.0
         if not np.any(np.isfinite(mean)) or (ceiling is not None and np.nanmin(mean) > ceiling):
             continue
-        steps = np.arange(mean.size) + min(window, curves[0].size) - 1
+        steps = np.arange(mean.size) + min(window, shortest) - 1
         every = max(1, mean.size // _POINTS)
         steps, mean = steps[::every], mean[::every]
         color = None if colors is None else colors.get(label)

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from experiments.harness.cells import Cell, CellStore, Measured, cell_name, run_cells
+from experiments.harness.choosing import Option, chosen_cells
 from lrsearch.errors import (
     InvalidArgumentError,
     MissingDataError,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 SCALES = ("full", "quick")
 CURVE = "curve"  # column of a result: number of its loss curve
 RUN = "run"  # column of an epoch: number of its result
-SEED = "seed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,9 @@ class Plan:
         scale: "full" (the paper's) or "quick" (the cut that CI runs).
         seeds: independent runs of each setting; None for the reproduction's own number.
         data_dir: folder with data files; None for the usual places.
+        rows: shell patterns of the rows to measure; () for all. See ``choosing.row_name``.
+        epochs: of each training; None for the reproduction's own number.
+        options: names and values, as ``Reproduction.options`` offers them; ``run`` adds defaults.
         checkpoints: folder for what long cells need to go on after a kill; ``run`` sets it.
         deadline: of ``time.monotonic()``, which processes of a machine share; long cells stop at
             the next place from which they can go on. ``run`` sets it.
@@ -53,6 +56,9 @@ class Plan:
     scale: str = "full"
     seeds: int | None = None
     data_dir: str | None = None
+    rows: tuple[str, ...] = ()
+    epochs: int | None = None
+    options: tuple[tuple[str, str], ...] = ()
     checkpoints: Path | None = None
     deadline: float = inf
 
@@ -60,6 +66,8 @@ class Plan:
         require_choice("scale", self.scale, SCALES)
         if self.seeds is not None:
             require_at_least("seeds", self.seeds, 1)
+        if self.epochs is not None:
+            require_at_least("epochs", self.epochs, 1)
 
     @property
     def quick(self) -> bool:
@@ -69,6 +77,10 @@ class Plan:
     def seed_range(self, *, full: int = 5, quick: int = 2) -> range:
         """The seeds 0, 1, ... of this plan."""
         return range(self.seeds or (quick if self.quick else full))
+
+    def option(self, name: str) -> str:
+        """What was decided; ``choosing.decided`` has filled in what the user left open."""
+        return dict(self.options)[name]
 
     def checkpoint(self, settings: Mapping[str, Any], cell: Cell) -> Checkpoint | None:
         """Where a cell under these settings keeps how far it is; None outside of ``run``."""
@@ -139,6 +151,9 @@ class Reproduction:
         report: tables and figures from all rows.
         by: columns that, with the seed, tell one run from another.
         method: of all runs, where no column "method" or "mode" says it.
+        options: what a user may choose beside the scale.
+        epochs: whether trainings are counted in epochs, so that ``Plan.epochs`` means something.
+        workers: processes where the user names no number; None for one per core.
     """
 
     name: str
@@ -149,6 +164,9 @@ class Reproduction:
     report: Callable[[Results, Plan], Report]
     by: Sequence[str] = ()
     method: str = ""
+    options: Sequence[Option] = ()
+    epochs: bool = False
+    workers: int | None = None
 
 
 class Watcher(Protocol):
@@ -193,40 +211,49 @@ def run(
     workers: int,
     fresh: bool = False,
     minutes: float = inf,
+    merge: Sequence[Path] = (),
     watcher: Watcher | None = None,
+    only: Callable[[Cell], bool] | None = None,
 ) -> Reproduced:
     """Measure what is missing, then report on everything that is there.
 
     Args:
-        reproduction, plan: what, and how much of it.
+        reproduction, plan: what, and how much of it; ``plan`` as ``decided`` gives it.
         out: folder for cells, tables and figures.
         workers: processes.
         fresh: measure finished cells anew.
         minutes: begin no cell later than this; long ones stop and go on with the next call.
+        merge: folders of other calls, of other machines say, whose finished cells are taken first.
         watcher: is told about progress.
+        only: which cells are measured by this call (``fresh`` or not); the report is on all.
 
     Raises:
         MissingDataError: if data are missing, a worker was killed, or there is nothing to show yet.
-        InvalidArgumentError: if the folder cannot be written.
+        InvalidArgumentError: if a folder cannot be written, or one to merge holds no cells.
     """
     version, settings = code_version(), reproduction.settings(plan)
     store = CellStore(out / "cells", settings, version=version)
     work = replace(
         plan, checkpoints=out / "checkpoints", deadline=time.monotonic() + 60.0 * minutes
     )
-    cells = list(reproduction.cells(plan))
+    cells = list(chosen_cells(reproduction, plan))
+    chosen = cells if only is None else [cell for cell in cells if only(cell)]
+    sources = [_cells_of(folder) for folder in merge]
     if fresh:
-        store.forget(cells)
-        for cell in cells:
+        store.forget(chosen)
+        for cell in chosen:
             _forget_checkpoint(work, settings, cell)
-    found = [store.find(cell) for cell in cells]
+    for folder in sources:
+        for cell in cells:
+            store.take(cell, folder)
+    found = [store.find(cell) for cell in chosen]
     missing = [
         cell
-        for cell, kept in zip(cells, found, strict=True)
+        for cell, kept in zip(chosen, found, strict=True)
         if kept is None or not kept[0].complete
     ]
     if watcher is not None:
-        watcher.started(reproduction.name, total=len(cells), kept=len(cells) - len(missing))
+        watcher.started(reproduction.name, total=len(chosen), kept=len(chosen) - len(missing))
     measured = 0
     for cell, result in run_cells(
         partial(reproduction.measure, plan=work), missing, workers=workers, seconds=60.0 * minutes
@@ -241,9 +268,9 @@ def run(
     # All from the store: what is reported is what was kept.
     kept = [(cell, *entry) for cell in cells if (entry := store.find(cell)) is not None]
     if not kept:
-        raise MissingDataError(
-            f"no cell of {reproduction.name} is finished: give it more than {minutes:g} minutes"
-        )
+        limited = minutes < inf
+        remedy = f"give it more than {minutes:g} minutes" if limited else "measure some of it first"
+        raise MissingDataError(f"no cell of {reproduction.name} is finished: {remedy}")
     results = _joined([(cell, result) for cell, result, _ in kept])
     report = reproduction.report(results, plan)
     _write(report, results, out)
@@ -256,6 +283,16 @@ def run(
         measured=measured,
         missing=len(cells) - sum(result.complete for _, result, _ in kept),
     )
+
+
+def _cells_of(folder: Path) -> Path:
+    """Where a call with ``--out folder`` keeps its cells."""
+    cells = folder / "cells"
+    if not cells.is_dir():
+        raise InvalidArgumentError(
+            f"--merge: no cells in {str(folder)!r}; name the --out folder of another call"
+        )
+    return cells
 
 
 def _forget_checkpoint(plan: Plan, settings: Mapping[str, Any], cell: Cell) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from experiments.catalogue import find
+from experiments.harness.cells import SEED
+from experiments.harness.choosing import chosen_cells, decided
 from experiments.harness.reproduction import (
     CURVE,
-    SEED,
     Plan,
     Reproduced,
     Reproduction,
@@ -49,6 +50,7 @@ def reproduce(
     workers: int | None = None,
     fresh: bool = False,
     minutes: float = inf,
+    merge: Sequence[Path] = (),
     tracker: str = "mlflow",
     tracking_uri: str | None = None,
     watcher: Watcher | None = None,
@@ -57,20 +59,23 @@ def reproduce(
 
     Args:
         name: of the catalogue.
-        plan: scale, seeds, data.
+        plan: scale, seeds, data, rows, epochs, options.
         out: folder; default ``reproductions/NAME/SCALE`` here.
-        workers: processes; default one per core.
+        workers: processes; default the reproduction's own number, else one per core.
         fresh: measure finished cells anew.
         minutes: begin no cell later than this, and report on what is there.
+        merge: folders of other calls whose finished cells are taken first.
         tracker: "mlflow", or "none" to record nothing.
         tracking_uri: store of the tracker.
         watcher: is told about progress.
 
     Raises:
-        InvalidArgumentError: on an unknown name, or a folder that cannot be written.
+        InvalidArgumentError: on an unknown name, row or option, or a folder that cannot be used.
         MissingDataError: if data are missing, or a worker was killed.
     """
     reproduction = find(name)
+    plan = decided(reproduction, plan)
+    chosen_cells(reproduction, plan)  # refuses rows that it has not, before anything is recorded
     folder = out or Path("reproductions", name, plan.scale)
     parent: RunTracker | None = None
     if tracker != "none":
@@ -86,9 +91,10 @@ def reproduce(
             reproduction,
             plan,
             out=folder,
-            workers=workers or cores(),
+            workers=workers or reproduction.workers or cores(),
             fresh=fresh,
             minutes=minutes,
+            merge=merge,
             watcher=watcher,
         )
         if parent is not None:

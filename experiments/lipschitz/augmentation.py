@@ -18,11 +18,13 @@ class Ranges:
         shift: up to this share of the image's side, each way, along each axis.
         zoom: both axes are scaled, each by its own factor, from 1 - zoom to 1 + zoom.
         degrees: rotated by up to so much, each way.
+        flip: whether half of the images are mirrored, left to right.
     """
 
     shift: float = 0.1
     zoom: float = 0.1
     degrees: float = 15.0
+    flip: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Moves:
 
     Attributes:
         shift: pixels along x and y, shape (rows, 2).
-        factor: along x and y, shape (rows, 2); above 1 the picture shrinks.
+        factor: along x and y, shape (rows, 2); above 1 the picture shrinks, below 0 it is mirrored.
         angle: radians, shape (rows,); positive turns the picture counterclockwise on the screen,
             where y points down.
     """
@@ -41,6 +43,14 @@ class Moves:
     shift: Tensor
     factor: Tensor
     angle: Tensor
+
+    def __getitem__(self, rows: slice) -> Moves:
+        """The moves of some of the images."""
+        return Moves(self.shift[rows], self.factor[rows], self.angle[rows])
+
+    def to(self, device: torch.device) -> Moves:
+        """The same moves on another device."""
+        return Moves(self.shift.to(device), self.factor.to(device), self.angle.to(device))
 
 
 def draw_moves(rows: int, side: int, ranges: Ranges, generator: torch.Generator) -> Moves:
@@ -53,9 +63,12 @@ def draw_moves(rows: int, side: int, ranges: Ranges, generator: torch.Generator)
         generator: of the CPU.
     """
     unit = torch.rand(5, rows, generator=generator).mul_(2.0).sub_(1.0)
+    factor = 1.0 + unit[2:4].T * ranges.zoom
+    if ranges.flip:  # after the move, as Keras: the output's x changes its sign
+        factor[:, 0] *= 1.0 - 2.0 * (torch.rand(rows, generator=generator) < 0.5)
     return Moves(
         shift=unit[0:2].T * (ranges.shift * side),
-        factor=1.0 + unit[2:4].T * ranges.zoom,
+        factor=factor,
         angle=unit[4] * radians(ranges.degrees),
     )
 

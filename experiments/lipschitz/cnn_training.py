@@ -5,34 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import isfinite
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from experiments.harness.cells import Measured, Row
+from experiments.epochs import derived
+from experiments.harness.cells import Row
+from experiments.images import Images
 from experiments.lipschitz.augmentation import Ranges, draw_moves, moved
 from experiments.lipschitz.network import mnist_cnn
 from lrsearch import LipschitzLR
-from lrsearch.errors import CheckpointError, InvalidArgumentError
-from lrsearch.tasks.sources import read_arrays
-from lrsearch.training.checkpoints import Checkpoint
 
 # Purposes of random numbers: each epoch has its own, so a resumed run needs no generator's state.
 _WEIGHTS, _ORDER, _MOVES, _DROPOUT = range(4)
 _TEST_BATCH: Final = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Images:
-    """Pixels as they come (uint8, shape (rows, 1, side, side)) and labels, on one device."""
-
-    train: Tensor
-    train_labels: Tensor
-    test: Tensor
-    test_labels: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +34,6 @@ class Method:
 
     optimizer: Callable[[Any], torch.optim.Optimizer]
     options: Mapping[str, Any] | None = None
-
-
-def mnist_images(
-    data_dir: str | None, device: torch.device, *, train: int | None = None, test: int | None = None
-) -> Images:
-    """The first rows of MNIST; all of them by default."""
-    arrays = read_arrays("mnist", data_dir)
-
-    def part(name: str, rows: int | None) -> tuple[Tensor, Tensor]:
-        pixels = torch.tensor(arrays[f"{name}_images"][:rows]).unsqueeze(1)
-        labels = torch.tensor(arrays[f"{name}_labels"][:rows]).long()
-        return pixels.to(device), labels.to(device)
-
-    return Images(*part("train", train), *part("test", test))
 
 
 class CnnRun:
@@ -86,7 +60,7 @@ class CnnRun:
         ranges: Ranges = Ranges(),  # noqa: B008  # frozen
     ) -> None:
         self._images, self._seed, self._batch_size, self._ranges = images, seed, batch_size, ranges
-        torch.manual_seed(_derived(seed, _WEIGHTS))
+        torch.manual_seed(derived(seed, _WEIGHTS))
         device = images.train.device
         self._model = mnist_cnn().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizer = method.optimizer(self._model.parameters())
@@ -121,6 +95,10 @@ class CnnRun:
         self.epochs.append(row)
         return row
 
+    def hopeless(self) -> bool:
+        """A loss that is not finite: nothing comes after it."""
+        return not isfinite(self.epochs[-1]["train_loss"])
+
     def state_dict(self) -> dict[str, Any]:
         """All that an epoch's end leaves; random numbers follow from seed and epoch."""
         return {
@@ -144,7 +122,7 @@ class CnnRun:
         images, labels = self._images.train, self._images.train_labels
         order = torch.randperm(len(images), generator=self._generator(_ORDER, number))
         moves = self._generator(_MOVES, number)
-        torch.manual_seed(_derived(self._seed, _DROPOUT, number))
+        torch.manual_seed(derived(self._seed, _DROPOUT, number))
         self._model.train()
         losses, hits = [], torch.zeros((), dtype=torch.long, device=images.device)
         for rows in torch.split(order.to(images.device), self._batch_size):
@@ -176,90 +154,9 @@ class CnnRun:
         return 100.0 * hits / len(images), loss / len(images)
 
     def _generator(self, *purpose: int) -> torch.Generator:
-        return torch.Generator().manual_seed(_derived(self._seed, *purpose))
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Where a run ends.
-
-    Attributes:
-        epochs: so many in all.
-        deadline: of ``time.monotonic()``; the epoch that runs is finished.
-    """
-
-    epochs: int
-    deadline: float = inf
-
-
-def train(run: CnnRun, limits: Limits, checkpoint: Checkpoint | None = None) -> Measured:
-    """Train from where the checkpoint is, and save after each epoch.
-
-    A loss that is not finite ends the run: nothing comes after it.
-
-    Returns:
-        One row with the best and the last epoch, the losses of all steps, and the epochs' rows; not
-        complete if the deadline came first.
-
-    Raises:
-        InvalidArgumentError: if the checkpoint cannot be written.
-    """
-    state = None if checkpoint is None else checkpoint.load()
-    if state is not None:
-        run.load_state_dict(state)
-    while not _ended(run, limits):
-        run.epoch()
-        if checkpoint is not None:
-            _keep(run, checkpoint)
-        if time.monotonic() > limits.deadline:
-            break
-    return Measured(
-        [summary(run.epochs)],
-        [torch.cat(run.losses).numpy()],
-        history=[run.epochs],
-        complete=_ended(run, limits),
-    )
-
-
-def _keep(run: CnnRun, checkpoint: Checkpoint) -> None:
-    """Save, or say in the command's words that its folder takes nothing."""
-    try:
-        checkpoint.save(run.state_dict())
-    except CheckpointError as error:
-        raise InvalidArgumentError(f"--out: {error}") from error
-
-
-def summary(epochs: list[Row]) -> Row:
-    """A run in one row. "VA" of [L] Table 3 is the best epoch on the test set."""
-    accuracy = [row["accuracy"] for row in epochs]
-    best, last = int(np.argmax(accuracy)), epochs[-1]
-    return {
-        "epochs": len(epochs),
-        "accuracy": accuracy[best],
-        "best_epoch": epochs[best]["epoch"],
-        "accuracy_last": last["accuracy"],
-        "train_accuracy": last["train_accuracy"],
-        "train_loss": last["train_loss"],
-        "test_loss": last["test_loss"],
-        "first_lr": epochs[0]["lr"],
-        "final_lr": last["lr"],
-        "seconds": sum(row["seconds"] for row in epochs),
-        "diverged": int(not isfinite(last["train_loss"])),
-    }
-
-
-def _ended(run: CnnRun, limits: Limits) -> bool:
-    if not run.epochs:
-        return False
-    return len(run.epochs) >= limits.epochs or not isfinite(run.epochs[-1]["train_loss"])
+        return torch.Generator().manual_seed(derived(self._seed, *purpose))
 
 
 def _scaled(pixels: Tensor) -> Tensor:
     """From 0 to 1, and nothing else: the authors' preprocessing."""
     return pixels.float().div_(255.0).contiguous(memory_format=torch.channels_last)
-
-
-def _derived(*numbers: int) -> int:
-    """One seed of several numbers."""
-    low, high = np.random.SeedSequence(numbers).generate_state(2)
-    return int(high) << 32 | int(low)

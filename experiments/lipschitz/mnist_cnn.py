@@ -9,13 +9,15 @@ from typing import Any, Final
 import pandas as pd
 import torch
 
-from experiments.harness.cells import Cell, Measured
+from experiments.epochs import Limits, train
+from experiments.harness.cells import SEED, Cell, Measured
 from experiments.harness.comparing import Figures, comparison_table, readable
-from experiments.harness.reproduction import RUN, SEED, Plan, Report, Reproduction, Results
+from experiments.harness.reproduction import RUN, Plan, Report, Reproduction, Results
 from experiments.harness.text import titled
+from experiments.images import Images, read_images
 from experiments.lipschitz.cnn_figures import accuracy_figure, rate_figure
 from experiments.lipschitz.cnn_published import BEST, LAST, NOTE, RATES
-from experiments.lipschitz.cnn_training import CnnRun, Images, Limits, Method, mnist_images, train
+from experiments.lipschitz.cnn_training import CnnRun, Method
 from lrsearch.cli.tables import plain
 
 METHOD: Final = "method"
@@ -43,8 +45,8 @@ FULL_SEEDS: Final = 2
 def settings(plan: Plan) -> dict[str, Any]:
     """What the cells rest on."""
     if plan.quick:
-        return {"rows": 256, "test_rows": 256, "epochs": 2, "batch_size": 32}
-    return {"rows": 60_000, "test_rows": 10_000, "epochs": 20, "batch_size": 256}
+        return {"rows": 256, "test_rows": 256, "epochs": plan.epochs or 2, "batch_size": 32}
+    return {"rows": 60_000, "test_rows": 10_000, "epochs": plan.epochs or 20, "batch_size": 256}
 
 
 def cells(plan: Plan) -> Sequence[Cell]:
@@ -137,7 +139,7 @@ def _lines(rows: pd.DataFrame, epochs: pd.DataFrame) -> list[dict[str, Any]]:
 @lru_cache(maxsize=1)
 def _images(data_dir: str | None, train_rows: int, test_rows: int) -> Images:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return mnist_images(data_dir, device, train=train_rows, test=test_rows)
+    return read_images("mnist", data_dir, device, train=train_rows, test=test_rows)
 
 
 REPRODUCTION = Reproduction(
@@ -148,4 +150,5 @@ REPRODUCTION = Reproduction(
     measure=measure,
     report=report,
     by=(METHOD,),
+    epochs=True,
 )

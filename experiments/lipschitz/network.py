@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from math import sqrt
-from typing import Final
-
 from torch import nn
 
-# Keras' defaults: moving averages keep 0.99, which torch calls a momentum of 0.01.
-_NORM_MOMENTUM: Final = 0.01
-_NORM_EPS: Final = 1e-3
-# Standard deviation of a standard normal cut at two: Keras divides by it.
-_CUT_NORMAL: Final = 0.87962566103423978
+from experiments.keras import NORM_EPS, NORM_MOMENTUM, he_normal
 
 
 def mnist_cnn() -> nn.Sequential:
@@ -41,7 +34,7 @@ def mnist_cnn() -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(128 * 6 * 6, 128),
         nn.ReLU(inplace=True),
-        nn.BatchNorm1d(128, eps=_NORM_EPS, momentum=_NORM_MOMENTUM),
+        nn.BatchNorm1d(128, eps=NORM_EPS, momentum=NORM_MOMENTUM),
         nn.Dropout(0.25),
         nn.Linear(128, 10),
     )
@@ -55,7 +48,6 @@ def _start(layer: nn.Conv2d | nn.Linear) -> None:
     if isinstance(layer, nn.Linear):
         nn.init.xavier_uniform_(layer.weight)
     else:
-        deviation = sqrt(2.0 / layer.weight[0].numel()) / _CUT_NORMAL
-        nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+        he_normal(layer.weight)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)

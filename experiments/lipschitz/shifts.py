@@ -20,8 +20,8 @@ import torch
 from experiments.banks import Bank
 from experiments.exptest.data import as_percent
 from experiments.exptest.training import FixedRates, minibatches, train
-from experiments.harness.cells import Cell, Measured, Row
-from experiments.harness.reproduction import SEED, Plan, Report, Reproduction, Results
+from experiments.harness.cells import SEED, Cell, Measured, Row
+from experiments.harness.reproduction import Plan, Report, Reproduction, Results
 from experiments.shifted_digits import (
     FAILURE,
     GRID,

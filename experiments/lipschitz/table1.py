@@ -8,8 +8,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.harness.cells import Cell, Measured, Row
-from experiments.harness.reproduction import SEED, Plan, Report, Reproduction, Results
+from experiments.harness.cells import SEED, Cell, Measured, Row
+from experiments.harness.reproduction import Plan, Report, Reproduction, Results
 from experiments.lipschitz import data, rates
 from experiments.lipschitz.descent import (
     Floats,

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from experiments.harness.cells import Cell, Measured, Row
+from experiments.harness.cells import SEED, Cell, Measured, Row
 from experiments.harness.comparing import comparison_table
-from experiments.harness.reproduction import SEED, Plan, Report, Reproduction, Results
+from experiments.harness.reproduction import Plan, Report, Reproduction, Results
 from experiments.harness.text import titled
 from experiments.lipschitz import data, images, rates
 from experiments.lipschitz.descent import Floats, Logistic, Softmax, trace

@@ -190,6 +190,7 @@ class LipschitzLR:
         )
         self._handles = [optimizer.register_step_post_hook(self._count)]
         self._pending: RemovableHandle | None = None
+        self._settled = False  # the first rate is set, and its hook may go
         if not exact:
             self._handles += self._norms.attach(self._layer)
         rate = first_rate(rule) if first_epoch == "papers" else None
@@ -355,9 +356,9 @@ class LipschitzLR:
 
     def _before_the_first_step(self, *_: Any) -> None:
         seen = self._look()
-        if seen is None:
-            return  # a closure has not run yet: the next step will do
-        self._drop_pending()
+        if seen is None or self._settled:
+            return  # None where a closure has not run yet: the next step will do
+        self._settled = True
         _forgotten, rate, reason = renew(self._rule(), LipschitzState(), seen.bound)
         self._adopt(seen, rate, reason, epoch=-1)
 
@@ -392,6 +393,9 @@ class LipschitzLR:
 
     def _count(self, *_: Any) -> None:
         self._steps += 1
+        if self._settled:
+            # Not in the hook itself: torch goes through all of them, others' too, at that moment.
+            self._drop_pending()
 
     def _log(self, estimate: LipschitzEstimate) -> None:
         if self._tracker is not None:

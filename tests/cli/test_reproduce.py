@@ -37,6 +37,7 @@ NAMES = (
     "exptest-table2",
     "exptest-fig2",
     "exptest-table3",
+    "exptest-table4",
     "exptest-appendix-e",
     "exptest-recorded",
     "exptest-shifts",
@@ -44,6 +45,7 @@ NAMES = (
     "lipschitz-mnist-cnn",
     "lipschitz-table1",
     "lipschitz-table2",
+    "lipschitz-table3",
     "calibration",
 )
 
@@ -92,6 +94,16 @@ RECORDED = ["reproduce", "exptest-recorded", "--no-tracking"]
         ([*RECORDED, "--minutes", "soon"], "--minutes"),
         ([*RECORDED, "--minutes", "nan", "--workers", "1"], "minutes"),
         ([*RECORDED, "--minutes", "-1"], "minutes"),
+        (["reproduce", "exptest-table1", "--no-tracking", "--rows", "*"], "--rows"),
+        ([*RECORDED, "--epochs", "3"], "--epochs"),
+        ([*RECORDED, "--epochs", "0"], "epochs"),
+        ([*RECORDED, "--option", "decay=l2"], "decay"),
+        ([*RECORDED, "--option", "decay"], "NAME=VALUE"),
+        ([*RECORDED, "--merge", "no-such-folder"], "no-such-folder"),
+        (["reproduce", "lipschitz-table3", "--no-tracking", "--option", "decay=l1"], "'l2'"),
+        (["reproduce", "exptest-table4", "--no-tracking", "--option", "decay=l2"], "precision"),
+        (["reproduce", "exptest-table4", "--no-tracking", "--rows", "VGG*"], "'Adam 0.01'"),
+        (["reproduce", "lipschitz-mnist-cnn", "--no-tracking", "--rows", "Lion"], "'Lion'"),
         ([*RECORDED, "--json", "/no/such/folder/x.json"], "--json"),
         ([*RECORDED, "--data-dir", "/no/such/folder"], "exptest_recorded.npz"),
         (["reproduce", "exptest-recorded", "--tracking-uri", "nonsense://x"], "nonsense://x"),
@@ -115,7 +127,7 @@ def test_bad_input_is_one_line_on_stderr_and_status_2(
     [
         *("exptest-recorded", "exptest-table1", "exptest-table3", "exptest-appendix-e"),
         "lipschitz-mnist-cnn",
-        *("lipschitz-table1", "lipschitz-table2"),
+        *("lipschitz-table1", "lipschitz-table2", "lipschitz-table3", "exptest-table4"),
     ],
 )
 def test_missing_data_are_named(

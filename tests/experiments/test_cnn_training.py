@@ -16,8 +16,10 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.lipschitz import cnn_training
-from experiments.lipschitz.cnn_training import CnnRun, Images, Limits, Method, summary, train
+from experiments import images as images_module
+from experiments.epochs import Limits, summary, train
+from experiments.images import Images, read_images
+from experiments.lipschitz.cnn_training import CnnRun, Method
 from experiments.lipschitz.mnist_cnn import METHODS
 from experiments.lipschitz.network import mnist_cnn
 from lrsearch.errors import InvalidArgumentError
@@ -215,6 +217,21 @@ def test_each_call_trains_an_epoch_even_without_time(tmp_path):
         assert (done.rows[0]["epochs"], done.complete) == (epochs, epochs == 3)
 
 
+def test_checkpoints_may_be_rarer_than_epochs_but_the_last_one_is_there(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(
+        Checkpoint, "save", lambda _, state: kept.append(len(state["epochs"])), raising=True
+    )
+    for limits, saved in (
+        (Limits(3), [1, 2, 3]),
+        (Limits(3, save_every=3600.0), [3]),
+        (Limits(3, deadline=-inf, save_every=3600.0), [1]),
+    ):
+        kept.clear()
+        train(started(), limits, Checkpoint(tmp_path / "a.pt"))
+        assert kept == saved
+
+
 def test_a_finished_run_trains_no_more(tmp_path, monkeypatch):
     first = train(started(), Limits(1), Checkpoint(tmp_path / "a.pt"))
     monkeypatch.setattr(CnnRun, "epoch", lambda *_: pytest.fail("trained again"))
@@ -284,7 +301,7 @@ from pathlib import Path
 import torch
 
 from lrsearch.training.checkpoints import Checkpoint
-from experiments.lipschitz.cnn_training import Limits, train
+from experiments.epochs import Limits, train
 
 sys.path.insert(0, sys.argv[2])
 from test_cnn_training import started
@@ -330,8 +347,8 @@ def test_images_come_as_they_are(monkeypatch):
         "test_images": np.zeros((3, 28, 28), np.uint8),
         "test_labels": np.zeros(3, np.uint8),
     }
-    monkeypatch.setattr(cnn_training, "read_arrays", lambda name, data_dir: arrays)
-    found = cnn_training.mnist_images("somewhere", torch.device("cpu"), train=4)
+    monkeypatch.setattr(images_module, "read_arrays", lambda name, data_dir: arrays)
+    found = read_images("mnist", "somewhere", torch.device("cpu"), train=4)
     assert found.train.shape == (4, 1, 28, 28)
     assert found.train.dtype == torch.uint8
     assert found.train_labels.tolist() == [0, 1, 2, 3]

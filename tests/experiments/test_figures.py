@@ -121,3 +121,15 @@ def test_long_curves_are_thinned_and_keep_their_place():
     assert len(set(np.diff(steps))) == 1
     mean = np.mean(curves(2, 10_000), axis=0)
     np.testing.assert_allclose(at.lines[0].get_ydata(), mean[steps], rtol=1e-6)
+
+
+def test_a_group_is_drawn_as_far_as_all_of_its_runs_go():
+    """A run that diverged may have ended early."""
+    long, short = curves(2, 40)
+    panel = axes()
+    draw_curves(panel, {"SGD": [long, short[:25]]}, window=5)
+    (line,) = panel.lines
+    steps, means = line.get_data()
+    assert (steps[0], steps[-1]) == (4, 24)
+    both = np.mean([plain(long[:25], 5), plain(short[:25], 5)], axis=0)
+    np.testing.assert_allclose(means, both, rtol=1e-6)

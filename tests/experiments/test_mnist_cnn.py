@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.epochs import summary
 from experiments.harness.reproduction import Plan, Results
 from experiments.lipschitz import mnist_cnn
 from experiments.lipschitz.cnn_published import BEST, LAST, RATES
-from experiments.lipschitz.cnn_training import summary
 
 
 def epoch(number, accuracy, lr=0.1, loss=0.2):

@@ -72,6 +72,7 @@ def nowhere(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     install(monkeypatch, "mnist", Fetcher())
     install(monkeypatch, "housing", Fetcher())
+    install(monkeypatch, "cifar10", Fetcher())
 
 
 def install(monkeypatch, dataset, fetcher, known=None):

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import nn
 from torch.optim import lr_scheduler as schedules
-from torch.utils._python_dispatch import TorchDispatchMode
+from waits import Waits
 
 from lrsearch.training import exptest
 from lrsearch.training.exptest import ExpTest
@@ -30,24 +30,6 @@ def linear(seed=0):
 
 
 # ---------------------------------------------------------------- never waiting
-
-
-class Waits(TorchDispatchMode):
-    """Counts what would make the host wait for a device."""
-
-    NAMES = ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "_to_copy")
-
-    def __init__(self):
-        super().__init__()
-        self.seen = Counter()
-        self.all = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        self.all[name] += 1
-        if name in self.NAMES:
-            self.seen[name] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_the_counter_counts():

@@ -223,3 +223,16 @@ def test_a_state_from_before_the_first_step_still_waits_for_the_batch():
     expected = 1 / bound_of(penultimate(model, inputs))
     one_step(model, optimizer, inputs)
     assert resumed.lr == pytest.approx(expected, rel=1e-6)
+
+
+def test_hooks_of_others_on_the_optimizer_are_left_to_run():
+    """torch goes through all of them in the step in which the first rate is set."""
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    told = []
+    with LipschitzLR(optimizer, model, first_epoch="batch"):
+        optimizer.register_step_pre_hook(lambda *_: told.append(optimizer.param_groups[0]["lr"]))
+        first, second = batches(2)
+        one_step(model, optimizer, first)
+        one_step(model, optimizer, second)
+    assert told[0] == told[1] != 7.0
