@@ -52,7 +52,12 @@ _BY_LOSS = "metrics.`train/loss`"
 _VIEWS = (
     (STUDIES, "lrsearch: studies", "", "attributes.start_time"),
     (TRIALS, "lrsearch: trials", "tags.`lrsearch.kind` = 'trial'", _BY_LOSS),
-    (COMPARISON, "lrsearch: comparison", "tags.`lrsearch.kind` != 'study'", _BY_LOSS),
+    (
+        COMPARISON,
+        "lrsearch: comparison",
+        "tags.`lrsearch.kind` != 'study' AND tags.`lrsearch.kind` != 'probe'",
+        _BY_LOSS,
+    ),
 )
 
 

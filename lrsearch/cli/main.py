@@ -16,7 +16,7 @@ from lrsearch.version import __version__
 USAGE_ERROR, FAILURE = 2, 1
 # Spelled out here so that --help loads no framework; a test holds them against their sources.
 METHODS = ("exptest", "lipschitz", "grid", "random", "tpe")
-STARTS = ("bound", "lipschitz")
+STARTS = ("race", "bound", "lipschitz")
 MODES = ("robust", "paper")
 SCALES = ("full", "quick")
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop")

@@ -271,9 +271,17 @@ def overtakes(settings: RaceSettings, behind: Probe, ahead: Probe) -> bool:
 
 
 def leader(probes: Mapping[int, Probe], rungs: Sequence[int]) -> int:
-    """The rung whose losses lie lowest, over the second half of the steps that all have had."""
-    steps = min(probes[rung].losses.size for rung in rungs)
-    return min(rungs, key=lambda rung: float(np.mean(probes[rung].losses[steps // 2 : steps])))
+    """The rung whose losses lie lowest, each two compared over the second half of what both had.
+
+    A rung that was given no more steps must not cut short what longer ones have shown since.
+    """
+    best = rungs[0]
+    for rung in rungs[1:]:
+        steps = min(probes[rung].losses.size, probes[best].losses.size)
+        late = slice(steps // 2, steps)
+        if np.mean(probes[rung].losses[late]) < np.mean(probes[best].losses[late]):
+            best = rung
+    return best
 
 
 def slack(settings: RaceSettings, best: Probe, below: Probe) -> float:

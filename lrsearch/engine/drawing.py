@@ -38,6 +38,7 @@ from lrsearch.windows import WindowStats
 
 LOSS, STUDY, COMPARISON = "figures/loss", "figures/study", "figures/comparison"
 _OUTCOMES: Final[dict[str, Outcome]] = {"COMPLETE": "complete", "PRUNED": "pruned"}
+_STARTS: Final = {"race": "winner of the race", "bound": "bound", "lipschitz": "1 / L"}
 
 logger = logging.getLogger("lrsearch")
 
@@ -109,8 +110,7 @@ def log_study(run: RunTracker, result: SearchResult, start: Start, chosen: Figur
         f"{result.task}, {result.method}, seed {result.seed}: {chose}\n"
         f"{result.steps:,} gradient steps in all; {result.stop_reason}"
     )
-    name = "bound" if start.kind == "bound" else "1 / L"
-    figure = ladder_figure(points, start=start.rate, start_name=name, title=title)
+    figure = ladder_figure(points, start=start.rate, start_name=_STARTS[start.kind], title=title)
     log_picture(run, STUDY, figure)
     if chosen is not None:
         first, *rest = chosen.panels

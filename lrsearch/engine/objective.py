@@ -22,6 +22,7 @@ from lrsearch.engine.record import log_failure
 from lrsearch.engine.start import Start
 from lrsearch.figures.description import Figure
 from lrsearch.studies.attributes import MULTIPLIER, REASON, STOP_REASON
+from lrsearch.studies.rungs import read_rung
 from lrsearch.tracking import RunStatus, RunTracker
 from lrsearch.training.checkpoints import Checkpoint
 from lrsearch.training.keeping import SECONDS as CHECKPOINT_SECONDS
@@ -155,7 +156,10 @@ class Objective:
 
     def name_of(self, trial: optuna.Trial) -> str:
         """How a trial is called to a person."""
-        kind = "rung" if self.plan.controlled else "try" if is_try(trial) else "trial"
+        place = read_rung(trial) if self.plan.controlled else None
+        if place is not None:  # probes of a race have numbers too
+            return f"{self.method} rung {place.rung}"
+        kind = "try" if is_try(trial) else "trial"
         return f"{self.method} {kind} {trial.number}"
 
     def steps_of(self, trial: optuna.Trial) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import inf
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import optuna
 import pandas as pd
@@ -14,14 +15,20 @@ from lrsearch.controllers.exptest import ExpTestSettings, probe_window
 from lrsearch.controllers.race import Probe, compare
 from lrsearch.engine.methods import LR
 from lrsearch.engine.progress import SearchWatcher
-from lrsearch.engine.result import SECONDS, STEPS, windows_row
+from lrsearch.engine.provenance import DataRecord
+from lrsearch.engine.request import Prepared
+from lrsearch.engine.result import DEVICE, SECONDS, STEPS, windows_row
 from lrsearch.studies.attributes import PROBE, PVALUE, REASON, WINDOW_PREFIX
 from lrsearch.tracking import RunTracker
 from lrsearch.training.curve import CurveLog
+from lrsearch.training.outbox import milliseconds
 from lrsearch.training.probes import Race
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 RACE: Final = "lrsearch:race"
-"""Study: what its race has found, and what it cost beside the probes' steps."""
+"""Study: what its race has found, what it cost beside the probes' steps, and when it was told."""
 
 # Losses of a probe that an Optuna storage is told.
 _REPORTS = 20
@@ -29,53 +36,62 @@ _REPORTS = 20
 
 def record_race(
     study: optuna.Study,
-    race: Race,
+    prepared: Prepared,
     run: RunTracker,
-    settings: ExpTestSettings,
     watcher: SearchWatcher,
     *,
     uid: str,
-    method: str,
+    seen: DataRecord | None,
+    device: str,
 ) -> None:
-    """Write a race into a study and its tracker. A study that has one already keeps it.
+    """Write a race into a study and its tracker; go on with it if a process died over that.
 
     Args:
-        study: without trials.
-        race: what was found.
+        study: without trials, but for probes of the same race.
+        prepared: of the search, with a race that was run.
         run: of the study.
-        settings: ExpTest's, whose F-test is told of each probe.
         watcher: is told what won.
         uid: of the study.
-        method: of the search.
+        seen: how a tracker calls the data; None if nothing is recorded.
+        device: on which the race was run.
     """
-    if RACE in study.user_attrs:
-        return
-    for number, (rung, probe) in enumerate(race.probes.items()):
-        _record_probe(
-            study,
-            race,
-            rung,
-            probe,
-            run.child(
-                f"{method} probe {number}",
-                tags={"lrsearch.kind": "probe", "lrsearch.method": method},
-                uid=f"{uid}-probe-{number}" if uid else None,
-            ),
-            settings,
+    race, request = prepared.start.race, prepared.request
+    assert race is not None
+    kept = study.user_attrs.get(RACE, {})
+    # Told again after a kill, a point has the same time, and a tracker keeps one.
+    at = int(kept.get("at", milliseconds()))
+    told = {
+        "rate": race.rate,
+        "reason": race.reason,
+        "first": race.first,
+        "steps": race.steps,
+        "forward_steps": race.forward_steps,
+        "at": at,
+    }
+    if told != kept:
+        study.set_user_attr(RACE, told)
+    trials = study.get_trials(deepcopy=False)
+    written = {trial.user_attrs.get(PROBE) for trial in trials}
+    rest = [rung for rung in race.probes if rung not in written]
+    for number, rung in enumerate(rest, start=len(trials)):
+        child = run.child(
+            f"{request.method} probe {number}, seed {request.seed}",
+            tags={"lrsearch.kind": "probe", "lrsearch.method": request.method},
+            uid=f"{uid}-{number}" if uid else None,
         )
-    study.set_user_attr(
-        RACE,
-        {
-            "rate": race.rate,
-            "reason": race.reason,
-            "first": race.first,
-            "steps": race.steps,
-            "forward_steps": race.forward_steps,
-        },
-    )
-    watcher.noted(
-        f"race of {len(race.probes)} rates, {race.steps} steps: lr={race.rate:.4g}, {race.reason}"
-    )
+        child.log_params(
+            {
+                "lr": race.rate_of(rung),
+                "number": number,
+                "seed": request.seed,
+                "device": device,
+            }
+        )
+        if seen is not None:
+            child.log_input(seen.name, seen.digest, profile=seen.profile)
+        _record_probe(study, number, race, rung, child, at, prepared.settings, device)
+    found = f"lr={race.rate:.4g}, {race.reason}" if race.holds else race.reason
+    watcher.noted(f"race of {len(race.probes)} rates, {race.steps} steps: {found}")
 
 
 def race_steps(study: optuna.Study) -> int:
@@ -86,35 +102,60 @@ def race_steps(study: optuna.Study) -> int:
 
 def _record_probe(
     study: optuna.Study,
+    number: int,
     race: Race,
     rung: int,
-    probe: Probe,
     run: RunTracker,
+    at: int,
     settings: ExpTestSettings,
+    device: str,
 ) -> None:
-    rate, steps = race.rate_of(rung), probe.losses.size
+    probe, rate = race.probes[rung], race.rate_of(rung)
+    steps = probe.losses.size
+    dated = _Dated(run, at)
     reason, pvalue = _fate(race, rung, probe)
-    window = probe_window(settings, probe.losses, rate, won=rung == race.rung, reason=reason)
-    CurveLog(run, steps).extend(probe.losses, 0, rate)
-    run.log_params({"lr": rate, "number": rung})
-    run.log_metrics(window.as_metrics(), step=window.last_step)
-    run.log_metrics({"steps": steps}, step=window.last_step)
-    run.log_table("windows", pd.DataFrame([windows_row(len(study.trials), window)]))
+    won = race.holds and rung == race.rung
+    window = probe_window(settings, probe.losses, rate, won=won, reason=reason)
+    CurveLog(dated, steps).extend(probe.losses, 0, rate)
+    dated.log_metrics(window.as_metrics(), step=window.last_step)
+    dated.log_metrics({"steps": steps}, step=steps)
+    run.log_table("windows", pd.DataFrame([windows_row(number, window)]))
     run.set_tags({"lrsearch.reason": reason, "lrsearch.decision": window.decision})
     run.finish("pruned")
     study.add_trial(
-        _trial(rate, probe, reason, pvalue, {f"{WINDOW_PREFIX}0": window.as_attribute()})
+        _trial(
+            rate,
+            probe,
+            reason,
+            pvalue,
+            {PROBE: rung, DEVICE: device, f"{WINDOW_PREFIX}0": window.as_attribute()},
+        )
     )
+
+
+class _Dated:
+    """A tracker's run that is told everything at one time, in milliseconds since 1970."""
+
+    def __init__(self, run: RunTracker, at: int) -> None:
+        self._run, self._at = run, at
+
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int, *, timestamp: int | None = None
+    ) -> None:
+        self._run.log_metrics(metrics, step, timestamp=self._at if timestamp is None else timestamp)
+
+    def log_steps(self, losses: ArrayLike, start: int, lr: float) -> None:
+        self._run.log_steps(losses, start, lr)
 
 
 def _fate(race: Race, rung: int, probe: Probe) -> tuple[str, float]:
     """Why a probe ended, and the p-value of that."""
-    if rung == race.rung:
-        return f"probe: won, {race.reason}", _margin(race)
     if probe.fate == "diverged":
         return "probe: diverged", 1.0
     if probe.fate == "dead":
         return "probe: dead, its weights get no gradient", 1.0
+    if rung == race.rung:
+        return f"probe: won, {race.reason}", _margin(race)
     test = compare(probe, race.probes[race.rung])
     return f"probe: worse than {race.rate:.4g} by {test.difference:.3g}", 1.0 - test.pvalue
 
@@ -141,7 +182,6 @@ def _trial(
             if step % stride == 0
         },
         user_attrs={
-            PROBE: True,
             REASON: reason,
             PVALUE: pvalue,
             STEPS: int(probe.losses.size),

@@ -35,13 +35,14 @@ class SearchResult:
         value: test metric of the chosen trial; the choice is made on the validation loss.
         oracle_value: best test metric of any trial: what hindsight would have chosen.
         val_loss, train_loss: of the chosen trial.
-        steps: gradient steps of all trials, pruned and failed ones included.
+        steps: gradient steps of all trials, pruned and failed ones and a race's probes included,
+            and a third of a step for each forward pass that a race began with.
         seconds: wall time of the study.
         stop_reason: why it ended.
         study: the Optuna study.
         trials: one row per trial.
-        windows: one row per judged window ("exptest").
-        start: what the search's first rate rests on, "bound" or "lipschitz".
+        windows: one row per judged window ("exptest"), or probe of a race.
+        start: what the search's first rate rests on, "race", "bound" or "lipschitz".
         start_note: why it is not what was asked for; "" if it is.
         run_id, tracking_uri: the tracker's run of the study ("" if none).
     """

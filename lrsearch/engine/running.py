@@ -15,6 +15,7 @@ import pandas as pd
 from torch import nn
 
 from lrsearch.engine.drawing import log_study
+from lrsearch.engine.memory import out_of_memory
 from lrsearch.engine.progress import SearchWatcher, SilentWatcher
 from lrsearch.engine.provenance import data_record
 from lrsearch.engine.race import race_steps, record_race
@@ -31,7 +32,7 @@ from lrsearch.engine.workers.running import make_worker, title_of
 from lrsearch.engine.workers.sharing import save_data
 from lrsearch.engine.workers.signals import interruptible
 from lrsearch.engine.workers.spec import Durability, WorkerSpec, require_portable
-from lrsearch.errors import InvalidArgumentError, require_positive, require_whole
+from lrsearch.errors import InvalidArgumentError, LrsearchError, require_positive, require_whole
 from lrsearch.figures.description import Figure
 from lrsearch.stats.convergence import Mode
 from lrsearch.studies.attributes import STOP_REASON
@@ -168,14 +169,24 @@ def search(
     )
     told = watcher or SilentWatcher()
     began = time.perf_counter()
-    prepared = prepare(
-        request, chosen, start=kept_start(kept) if kept.resumed else None, device=device
-    )
+    # Others are found again for little.
+    known = kept_start(kept) if kept.resumed and request.start == "race" else None
+    address = (tracker, experiment, title_of(request, chosen), tracking_uri, method)
+    try:
+        prepared = prepare(request, chosen, start=known, device=device)
+    except LrsearchError:
+        raise  # nothing of the user's own was run
+    except Exception as error:  # of the user's data or model: on record, as a trial's is
+        cause = out_of_memory(error, chosen, None)
+        failed = open_run(*address, uid=kept.uid)
+        log_failure(failed, cause)
+        failed.finish("failed")
+        raise cause from (None if cause is error else error)
     if prepared.start.note:
         told.noted(prepared.start.note)
     spent = time.perf_counter() - began
     # The tracker before the study: if its store cannot be opened, no study's name is taken.
-    run = open_run(tracker, experiment, title_of(prepared), tracking_uri, method, uid=kept.uid)
+    run = open_run(*address, uid=kept.uid)
     recorded = type(run) is not NullRun  # one built on it may record
     # The bound is part of the price; the tracker's one-off start is not, and no figure is.
     began = time.perf_counter() - spent
@@ -185,15 +196,7 @@ def search(
         seen = data_record(prepared.data) if recorded else None
         describe(run, prepared, seen, resumed=kept.resumed)
         if prepared.start.race is not None:
-            record_race(
-                study,
-                prepared.start.race,
-                run,
-                prepared.settings,
-                told,
-                uid=kept.uid,
-                method=method,
-            )
+            record_race(study, prepared, run, told, uid=kept.uid, seen=seen, device=device)
         work = _Work(
             prepared,
             kept,

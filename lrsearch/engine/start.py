@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from lrsearch.controllers.race import RaceSettings
@@ -30,6 +30,7 @@ class Start:
         bound: from the data, if it was asked for.
         estimate: of the first batch, if it was asked for.
         note: why it is not what was asked for; "" if it is.
+        race: that was run, whether or not it has a winner; None if none was, or by another process.
     """
 
     kind: str
@@ -90,8 +91,8 @@ def find_start(
 ) -> Start:
     """The rate at which a search begins.
 
-    Where the first batch gives no Lipschitz constant (a dead layer), the bound from the data stands
-    in, and ``note`` says so.
+    Where no rate holds in a race, or the first batch gives no Lipschitz constant (a dead layer),
+    the bound from the data stands in, and ``note`` says so.
 
     Args:
         task, data, mode, seed: what is trained; the seed of weights and batches.
@@ -106,6 +107,10 @@ def find_start(
     if start == "race":
         assert race is not None
         found = run_race(task, data, seed, race, device=device)
+        if not found.holds:
+            why = f"no rate held in the race of {len(found.probes)}"
+            note = f"started at the bound from the data: {why}"
+            return replace(_from_data(task, data, mode, note=note), race=found)
         how = f"race of {len(found.probes)} rates: {found.reason}"
         return Start("race", found.rate, how, race=found)
     plain = method == "lipschitz" and start is None

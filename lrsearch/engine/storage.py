@@ -78,7 +78,7 @@ def keeping(
 
     Raises:
         InvalidArgumentError: if a study is to be resumed that was not kept, or the storage cannot
-            be opened, or not be shared.
+            be opened, or not be shared, or the name is taken.
     """
     if resume and (study_name is None or (storage is None and not several)):
         raise InvalidArgumentError("resume needs storage and study_name: a study that was kept")
@@ -90,6 +90,8 @@ def keeping(
     if storage is None:
         return Keeping(None, None, study_name, fresh, None, False, _FAR_BEAT)
     opened = open_storage(storage)
+    if not resume and study_name is not None:
+        _require_free(study_name, opened, storage)
     uid = _kept_uid(study_name, opened) if resume else None
     return Keeping(
         storage=opened,
@@ -119,11 +121,8 @@ def begin_study(prepared: Prepared, kept: Keeping, *, resume: bool) -> optuna.St
     try:
         with quiet_optuna():
             study = make_study(plan, name=kept.study_name, storage=kept.storage, resume=resume)
-    except optuna.exceptions.DuplicatedStudyError as error:
-        raise InvalidArgumentError(
-            f"study_name {kept.study_name!r} is taken in {masked(kept.url or '')!r}: choose "
-            "another, or resume it"
-        ) from error
+    except optuna.exceptions.DuplicatedStudyError as error:  # by another process, meanwhile
+        raise _taken(kept.study_name, kept.url or "") from error
     _claim(study, prepared)
     if not kept.resumed:
         study.set_user_attr(RUN_UID, kept.uid)
@@ -131,6 +130,21 @@ def begin_study(prepared: Prepared, kept: Keeping, *, resume: bool) -> optuna.St
         use_leases(study)
     fill_queue(study, plan)
     return study
+
+
+def _require_free(name: str, storage: BaseStorage, url: str) -> None:
+    """A taken name is refused before anything is trained: a race comes before the study."""
+    try:
+        storage.get_study_id_from_name(name)
+    except KeyError:
+        return
+    raise _taken(name, url)
+
+
+def _taken(name: str | None, url: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"study_name {name!r} is taken in {masked(url)!r}: choose another, or resume it"
+    )
 
 
 def _kept_uid(name: str | None, storage: BaseStorage) -> str | None:

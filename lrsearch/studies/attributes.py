@@ -28,8 +28,8 @@ DOMINATED: Final = "lrsearch:dominated"
 pruned."""
 
 PROBE: Final = "lrsearch:probe"
-"""Trial: true for a probe of the race before the first trial: it is on no ladder, and no trial that
-a budget of trials counts."""
+"""Trial: rung of a probe of the race before the first trial, an int, negative above the first rate.
+The probe is on no ladder, and no trial that a budget of trials counts."""
 
 PVALUE: Final = "lrsearch:pvalue"
 """Trial: p-value of the test that decided it."""

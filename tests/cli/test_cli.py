@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -189,7 +190,8 @@ def test_tasks_lists_every_built_in_task(capsys: pytest.CaptureFixture[str]) -> 
 def test_search_prints_the_ladder_and_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", *QUICK]) == 0
     out, err = capsys.readouterr()
-    assert err == ""  # no terminal, no progress
+    # No terminal, no progress; one line of what the race has found.
+    assert re.fullmatch(r"lrsearch: note: race of \d+ rates, \d+ steps: lr=[\d.e-]+, .+\n", err)
     assert out.startswith("wine-logistic, exptest\n")
     assert "learning rate 0." in out
     assert "gradient steps in all" in out
@@ -300,7 +302,10 @@ def test_the_demo_compares_exptest_and_grid(
     monkeypatch.setattr("lrsearch.cli.commands.DEMO_TASK", "wine-logistic")
     assert main(["demo", "--no-tracking"]) == 0
     out, err = capsys.readouterr()
-    assert err.count("\n") == 1
+    first, *notes = err.splitlines()
+    assert first.startswith("lrsearch demo: ")
+    assert len(notes) == 3  # a seed each
+    assert all(note.startswith("lrsearch: note: race of ") for note in notes)
     ladder, table, where = out.split("\n\n")
     assert ladder.startswith("wine-logistic, exptest\n")
     assert [line.split()[0] for line in table.splitlines()[3:]] == ["exptest", "grid"]

@@ -45,7 +45,7 @@ def test_every_step_of_every_method_is_charged(
 ) -> None:
     scale_bound(30.0)
     line = make_line()
-    table = compare(line.task, seeds=1, tracker="none")
+    table = compare(line.task, seeds=1, start="bound", tracker="none")
     assert list(table["method"]) == ["exptest", "grid"]
     assert table["steps"].sum() == line.spy.forwards
     exptest, grid = table["steps"]

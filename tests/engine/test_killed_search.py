@@ -48,7 +48,7 @@ def start(folder: Path, store_uri: str, resume: str) -> subprocess.Popen[str]:
 
 
 def spooled_losses(folder: Path) -> dict[str, dict[int, float]]:
-    """What each run of the spool has of the loss, by step."""
+    """What each trial's run in the spool has of the loss, by step."""
     return {
         run.header.uid: {
             record[2]: record[3]["train/loss"]
@@ -56,6 +56,7 @@ def spooled_losses(folder: Path) -> dict[str, dict[int, float]]:
             if record[0] == "m" and "train/loss" in record[3]
         }
         for run in Spool(folder / "spool").runs()
+        if run.header.tags["lrsearch.kind"] == "trial"
     }
 
 
@@ -84,7 +85,10 @@ def test_a_killed_search_is_gone_on_with_in_one_run_and_loses_no_recorded_loss(
     (study,) = [run for run in runs if run.data.tags["lrsearch.kind"] == "study"]
     assert study.info.run_id == run_id
     assert study.info.status == "FINISHED"
-    (trial,) = [run for run in runs if run is not study]
+    (trial,) = [run for run in runs if run.data.tags["lrsearch.kind"] == "trial"]
+    probes = [run for run in runs if run not in (study, trial)]
+    assert {run.data.tags["lrsearch.kind"] for run in probes} == {"probe"}
+    assert len({run.data.params["lr"] for run in probes}) == len(probes) > 1  # raced once
     ((uid, losses),) = kept.items()
     assert trial.data.tags["lrsearch.trial_uid"] == uid
     assert trial.data.tags["mlflow.parentRunId"] == run_id

@@ -346,11 +346,11 @@ def test_a_guarded_search_is_resumed_as_what_it_was(make_line: MakeLine, tmp_pat
     asked: dict[str, Any] = {"epochs": 2, "tracker": "none", **keep}
     task = make_line().task
     search(task, start="lipschitz", **asked)
-    for other in ({}, {"start": "bound"}):
+    for other in ("race", "bound"):
         with pytest.raises(
-            InvalidArgumentError, match=r"'kept' is a study with start='lipschitz', not 'bound'"
+            InvalidArgumentError, match=f"'kept' is a study with start='lipschitz', not '{other}'"
         ):
-            search(task, resume=True, **other, **asked)
+            search(task, resume=True, start=other, **asked)
     with pytest.raises(InvalidArgumentError, match=r"multipliers=None, not \[2.0\]"):
         search(task, resume=True, start="lipschitz", multipliers=(2.0,), **asked)
     assert len(search(task, resume=True, start="lipschitz", **asked).trials) == 1
@@ -361,15 +361,18 @@ def test_a_study_from_before_there_was_a_choice_is_resumed(
 ) -> None:
     keep = {"storage": f"sqlite:///{tmp_path / 'study.db'}", "study_name": "kept"}
     asked: dict[str, Any] = {"epochs": 2, "tracker": "none", **keep}
-    search(make_line().task, **asked)
+    search(make_line().task, start="bound", **asked)
     study = optuna.load_study(study_name="kept", storage=keep["storage"])
     old = study.user_attrs["lrsearch:asked"]
     study.set_user_attr(
         "lrsearch:asked", {k: v for k, v in old.items() if k not in ("start", "multipliers")}
     )
-    assert len(search(make_line().task, resume=True, **asked).trials) == 1
-    with pytest.raises(InvalidArgumentError, match="start='bound', not 'lipschitz'"):
-        search(make_line().task, resume=True, start="lipschitz", **asked)
+    assert len(search(make_line().task, resume=True, start="bound", **asked).trials) == 1
+    for other in ("race", "lipschitz"):
+        line = make_line()
+        with pytest.raises(InvalidArgumentError, match=f"start='bound', not '{other}'"):
+            search(line.task, resume=True, start=other, **asked)
+        assert line.spy.forwards == 0
 
 
 # --- no estimate -----------------------------------------------------------------------------
@@ -397,7 +400,7 @@ def test_a_dead_layer_starts_at_the_bound_and_says_so(run: Kept, start: str | No
             notes.append(text)
 
     result = search(task, method="lipschitz", start=start, watcher=Watcher(), tracker="fake")
-    bound = search(task, method="exptest", trials=1, tracker="none").trials["lr"].iloc[0]
+    bound = search(task, start="bound", trials=1, tracker="none").trials["lr"].iloc[0]
     assert result.trials["lr"].iloc[0] == pytest.approx(bound)
     assert notes == [result.start_note]
     assert "the last layer's inputs are all zero" in result.start_note

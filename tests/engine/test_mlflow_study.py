@@ -78,7 +78,7 @@ def test_a_study_and_its_trials_are_recorded_as_the_contract_says(
     tmp_path: Path,
 ) -> None:
     scale_bound(30.0)
-    result = search(make_line().task, tracking_uri=store_uri)
+    result = search(make_line().task, start="bound", tracking_uri=store_uri)
     sent = list(batches)
     client = MlflowClient(tracking_uri=store_uri)
 
@@ -210,7 +210,11 @@ def test_a_failed_training_leaves_trial_and_study_failed(
 ) -> None:
     with pytest.raises(RuntimeError, match="the user's own trouble"):
         search(
-            make_line(fail_at=50).task, tracking_uri=store_uri, experiment="broken", max_failures=1
+            make_line(fail_at=50).task,
+            start="bound",
+            tracking_uri=store_uri,
+            experiment="broken",
+            max_failures=1,
         )
     client = MlflowClient(tracking_uri=store_uri)
     experiment = client.get_experiment_by_name("broken")
@@ -257,7 +261,7 @@ def test_figures_lie_on_each_controlled_trial_and_a_page_on_the_study(
     pytest.importorskip("matplotlib")
     pytest.importorskip("plotly")
     scale_bound(30.0)
-    result = search(make_line().task, tracking_uri=store_uri)
+    result = search(make_line().task, start="bound", tracking_uri=store_uri)
     client = MlflowClient(tracking_uri=store_uri)
     study = artifacts_of(client, result.run_id)
     assert study["figures/study.png"] > 5_000
@@ -290,8 +294,11 @@ def test_without_a_library_that_draws_a_study_is_recorded_all_the_same(
     }
 
 
-def test_data_machine_and_windows_are_on_record(make_line: MakeLine, store_uri: str) -> None:
-    result = search(make_line().task, tracking_uri=store_uri)
+@pytest.mark.parametrize("start", ["race", "bound"])
+def test_data_machine_and_windows_are_on_record(
+    make_line: MakeLine, store_uri: str, start: str
+) -> None:
+    result = search(make_line().task, start=start, tracking_uri=store_uri)
     client = MlflowClient(tracking_uri=store_uri)
     parent = client.get_run(result.run_id)
     wanted = {
@@ -299,7 +306,9 @@ def test_data_machine_and_windows_are_on_record(make_line: MakeLine, store_uri: 
         *("device", "cpu_count", "platform", "seed", "bound_method"),
     }
     assert wanted <= set(parent.data.params)
-    assert {"bound/lambda_max", "bound/residual", "steps", "seconds"} <= set(parent.data.metrics)
+    assert {"bound/lr_max", "steps", "seconds"} <= set(parent.data.metrics)
+    if start == "bound":
+        assert {"bound/lambda_max", "bound/residual"} <= set(parent.data.metrics)
     assert parent.data.metrics["trials"] == len(result.trials)
     assert parent.data.tags["lrsearch.trials_complete"] == "1"
     digest = data_digest(make_line().task.data(0))
@@ -325,7 +334,11 @@ def test_what_the_users_model_raised_is_kept_with_its_traceback(
 ) -> None:
     with pytest.raises(RuntimeError, match="the user's own trouble"):
         search(
-            make_line(fail_at=50).task, tracking_uri=store_uri, experiment="broken", max_failures=1
+            make_line(fail_at=50).task,
+            start="bound",
+            tracking_uri=store_uri,
+            experiment="broken",
+            max_failures=1,
         )
     client = MlflowClient(tracking_uri=store_uri)
     experiment = client.get_experiment_by_name("broken")

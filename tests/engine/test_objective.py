@@ -90,7 +90,7 @@ def test_an_exptest_trial_records_losses_once_and_every_window(
     run: KeptRun, make_line: MakeLine, scale_bound: Callable[[float], None]
 ) -> None:
     scale_bound(30.0)
-    result = search(make_line().task, tracker="fake")
+    result = search(make_line().task, start="bound", tracker="fake")
     best = run.children[-1]
     assert best.tags["lrsearch.kind"] == "trial"
     losses = best.metrics["train/loss"]
@@ -137,7 +137,7 @@ def test_a_study_without_an_answer_records_what_it_cost_and_no_nan(
     run: KeptRun, make_line: MakeLine, scale_bound: Callable[[float], None]
 ) -> None:
     scale_bound(1e4)
-    result = search(make_line().task, trials=2, tracker="fake")
+    result = search(make_line().task, trials=2, start="bound", tracker="fake")
     assert run.metrics["steps"] == {0: result.steps}
     assert not {"train/lr", "train/loss", "val/loss", "test/mse"} & run.metrics.keys()
     assert run.status == "complete"
@@ -160,7 +160,7 @@ def test_the_watcher_hears_of_every_trial_in_order(
         def trial_ended(self, name: str, state: str, reason: str) -> None:
             heard.append(("end", name, state, reason))
 
-    result = search(make_line().task, tracker="none", watcher=Watcher())
+    result = search(make_line().task, start="bound", tracker="none", watcher=Watcher())
     expected: list[tuple[Any, ...]] = []
     for _, row in result.trials.iterrows():
         name = f"exptest rung {row['number']}"

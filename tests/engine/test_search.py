@@ -21,6 +21,11 @@ MakeLine = Callable[..., Any]
 FULL_RUN = 400
 
 
+def ladder_of(method: str) -> str | None:
+    """The start of a search whose first rate is to be too high: the bound's, where there is one."""
+    return "bound" if method == "exptest" else None
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_steps_are_every_training_pass_of_every_trial(
     make_line: MakeLine, scale_bound: Callable[[float], None], method: str
@@ -28,7 +33,9 @@ def test_steps_are_every_training_pass_of_every_trial(
     scale_bound(30.0)  # so that exptest restarts, and baselines diverge
     line = make_line()
     factors = (0.1, 1.0) if method == "lipschitz" else None  # tries are pruned
-    result = search(line.task, method=method, multipliers=factors, tracker="none")
+    result = search(
+        line.task, method=method, multipliers=factors, start=ladder_of(method), tracker="none"
+    )
     assert result.steps == line.spy.forwards
     assert result.steps == result.trials["steps"].sum()
     assert (result.trials["state"] == "PRUNED").any()
@@ -119,7 +126,7 @@ def test_a_bound_that_is_too_high_costs_pruned_rungs_below_each_other(
 ) -> None:
     scale_bound(30.0)
     line = make_line(epochs=40 if batch_size else FULL_RUN, batch_size=batch_size)
-    result = search(line.task, beta=0.5, tracker="none")
+    result = search(line.task, beta=0.5, start="bound", tracker="none")
     table = result.trials
     top = table["lr"].iloc[0]
     for rung, rate in enumerate(table["lr"]):
@@ -162,14 +169,20 @@ def test_without_any_rate_that_decays_lr_is_nan_and_the_reason_is_given() -> Non
     assert math.isnan(result.oracle_value)
     assert set(result.trials["state"]) == {"PRUNED"}
     assert "no lr from the suggested range is left" in result.stop_reason
-    assert result.steps == result.trials["steps"].sum() > 0
+    assert result.steps >= result.trials["steps"].sum() > 0
+    # All probes are dead: the race has no winner, and says so.
+    assert result.start == "bound"
+    assert result.start_note.startswith("started at the bound from the data: no rate held")
+    probes = result.trials["reason"].str.startswith("probe: dead")
+    assert 0 < probes.sum() < len(result.trials)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_trials_bounds_their_number(make_line: MakeLine, method: str) -> None:
     for count in (1, 3):
         result = search(make_line(epochs=2).task, method=method, trials=count, tracker="none")
-        assert len(result.trials) == (1 if method in ("exptest", "lipschitz") else count)
+        trials = result.trials[~result.trials["reason"].str.startswith("probe: ")]
+        assert len(trials) == (1 if method in ("exptest", "lipschitz") else count)
 
 
 def test_a_users_own_optimizer_epochs_and_batch_size_win(make_line: MakeLine) -> None:
@@ -227,6 +240,7 @@ def test_an_error_in_the_users_model_fails_trial_and_study_and_comes_through(
         search(
             line.task,
             method=method,
+            start=ladder_of(method),
             storage=storage,
             study_name="s",
             tracker="fake",
@@ -249,14 +263,15 @@ def test_a_model_that_cannot_be_built_leaves_no_run_open(runs: Runs, make_line: 
     with pytest.raises(RuntimeError, match="no such layer"):
         search(replace(make_line().task, model=broken), tracker="fake", max_failures=1)
     assert runs.ends == ["failed"]
-    assert [child.ends for child in runs.children] == [["failed"]]
+    assert runs.tags["lrsearch.reason"] == "RuntimeError: no such layer"
+    assert runs.children == []
 
 
 def test_each_run_ends_as_its_trial_did(
     make_line: MakeLine, runs: Runs, scale_bound: Callable[[float], None]
 ) -> None:
     scale_bound(30.0)
-    result = search(make_line().task, tracker="fake")
+    result = search(make_line().task, start="bound", tracker="fake")
     ends = [child.ends for child in runs.children]
     assert ends == [[state.lower()] for state in result.trials["state"]]
     assert runs.ends == ["complete"]
@@ -272,11 +287,12 @@ def test_a_search_that_was_cut_short_goes_on_where_it_stopped(
 ) -> None:
     scale_bound(30.0)
     keep = {"storage": f"sqlite:///{tmp_path / 'study.db'}", "study_name": "kept"}
-    whole = search(make_line().task, method=method, tracker="none")
-    part = search(make_line().task, method=method, trials=2, tracker="none", **keep)
+    asked: dict[str, Any] = {"method": method, "start": ladder_of(method), "tracker": "none"}
+    whole = search(make_line().task, **asked)
+    part = search(make_line().task, trials=2, **asked, **keep)
     assert len(part.trials) == 2
     line = make_line()
-    resumed = search(line.task, method=method, resume=True, tracker="none", **keep)
+    resumed = search(line.task, resume=True, **asked, **keep)
     # The second session paid only for what the first had not done; the account holds both.
     assert line.spy.forwards == resumed.steps - part.steps
     if method == "exptest":
@@ -287,7 +303,7 @@ def test_a_search_that_was_cut_short_goes_on_where_it_stopped(
         assert len(resumed.trials) == 9
     # A study that has been decided is read, not run again.
     line = make_line()
-    again = search(line.task, method=method, resume=True, tracker="none", **keep)
+    again = search(line.task, resume=True, **asked, **keep)
     assert line.spy.forwards == 0
     assert (again.lr, again.value, again.steps) == (resumed.lr, resumed.value, resumed.steps)
 
@@ -297,10 +313,11 @@ def test_a_rung_whose_training_broke_down_is_tried_again_when_resumed(
 ) -> None:
     scale_bound(30.0)
     keep = {"storage": f"sqlite:///{tmp_path / 'study.db'}", "study_name": "kept"}
-    whole = search(make_line().task, tracker="none")
+    asked: dict[str, Any] = {"start": "bound", "tracker": "none"}
+    whole = search(make_line().task, **asked)
     with pytest.raises(RuntimeError, match="the user's own trouble"):
-        search(make_line(fail_at=20).task, tracker="none", max_failures=1, **keep)
-    resumed = search(make_line().task, tracker="none", resume=True, **keep)
+        search(make_line(fail_at=20).task, max_failures=1, **asked, **keep)
+    resumed = search(make_line().task, resume=True, **asked, **keep)
     broken = resumed.trials[resumed.trials["state"] == "FAIL"]
     assert len(broken) == 1
     number = int(broken["number"].iloc[0])

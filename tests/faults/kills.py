@@ -16,6 +16,7 @@ from typing import Any
 from optuna.trial import Trial, TrialState
 from worker_tasks import Slow
 
+from lrsearch.engine import race
 from lrsearch.engine.attempt import Attempt
 from lrsearch.engine.objective import Objective
 from lrsearch.engine.result import DEVICE
@@ -24,7 +25,7 @@ from lrsearch.studies.attributes import ATTEMPTS, LEASE, REASON, RUNG, WINDOW_PR
 from lrsearch.studies.journal import JournalFile, SharedJournal
 from lrsearch.studies.leases import Lease
 from lrsearch.studies.record import TrialRecorder
-from lrsearch.training import checkpoints
+from lrsearch.training import checkpoints, probes
 from lrsearch.training.checkpoints import Checkpoint
 from lrsearch.training.outbox import Outbox
 from lrsearch_integrations import mlflow_delivery, mlflow_sync, spool
@@ -134,6 +135,11 @@ def _state(*states: TrialState) -> When:
     return lambda storage, number, state, values=None: state in states
 
 
+def _whole(storage: object, study: int, template_trial: object = None) -> bool:
+    """A trial that is written down after it has ended."""
+    return template_trial is not None
+
+
 def _attribute(begin: str, *, empty: bool | None = None) -> When:
     def when(storage: object, number: int, key: str, value: Any) -> bool:
         return key.startswith(begin) and (empty is None or empty == (value is None))
@@ -146,13 +152,19 @@ _IN_STORAGE = "set_trial_user_attr"
 
 # What happens in some studies alone.
 _RARE = {
-    "ladder": ("window", "rung"),
-    "ladder, tries": ("report",),
+    "ladder, race": ("window", "rung"),
+    "ladder, race, tries": ("report",),
+    "race": ("probe",),
 }
 
 # How each is armed, and the last of the moments of its kind that may be drawn: early ones, so that
 # a study sees many deaths.
 PHASES: dict[str, tuple[Arm, int]] = {
+    # The race
+    "in a probe": (_before(probes, "hopeless"), 60),
+    "before a probe is told to the tracker": (_before(race, "_record_probe"), 3),
+    "before a probe is told to the study": (_before(SharedJournal, "create_new_trial", _whole), 3),
+    "after a probe is told to the study": (_after(SharedJournal, "create_new_trial", _whole), 3),
     # Training
     "before the device is noted": (
         _before(Trial, "set_user_attr", lambda trial, key, value: key == DEVICE),
@@ -227,7 +239,7 @@ PHASES: dict[str, tuple[Arm, int]] = {
 
 
 def may_strike(phase: str, kind: str) -> bool:
-    """Whether a phase comes in a study of a kind: "ladder", "tries" or "grid"."""
+    """Whether a phase comes in a study of a kind: "race", "ladder", "tries" or "grid"."""
     return all(
         kind in kinds.split(", ") or not any(word in phase for word in words)
         for kinds, words in _RARE.items()

@@ -32,9 +32,9 @@ KILLS = 100
 OWN = {"lrsearch:seconds", "lrsearch:lease", "lrsearch:attempts", "lrsearch:device"}
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED"}
 
-# A rate, and whether the trial is a short try: what a trial is in a study, whatever its number. A
-# worker that dies as it begins a trial leaves its number to whoever comes next.
-Key = tuple[float, bool]
+# A rate, and whether the trial is a short try or a probe: what a trial is in a study, whatever its
+# number. A worker that dies as it begins a trial leaves its number to whoever comes next.
+Key = tuple[float, bool, bool]
 Study = Mapping[str, Any]
 
 
@@ -60,7 +60,8 @@ def story(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> di
 
 def key_of(trial: FrozenTrial) -> Key:
     choice = trial.user_attrs.get("lrsearch:multiplier")
-    return trial.params["lr"], isinstance(choice, dict) and choice["try"] is not None
+    tried = isinstance(choice, dict) and choice["try"] is not None
+    return trial.params["lr"], tried, "lrsearch:probe" in trial.user_attrs
 
 
 def trained(study: Study) -> list[FrozenTrial]:
@@ -163,7 +164,7 @@ def check_trials(study: Study, alone: Study) -> None:
     for key, trial in there.items():
         if key not in wanted:
             assert "lrsearch:rung" in trial.user_attrs, key
-            assert key[0] < min(rate for rate, _ in wanted), key
+            assert key[0] < min(rate for rate, *_ in wanted), key
             continue
         assert content(trial) == content(wanted[key]), key
         pd.testing.assert_frame_equal(

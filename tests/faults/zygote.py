@@ -67,7 +67,7 @@ NAME = "study"
 class Plan:
     """A study: the options of ``search``, and how far its first rate lies above the bound.
 
-    ``kind`` is "ladder", "tries" or "grid".
+    ``kind`` is "race", "ladder", "tries" or "grid".
     """
 
     name: str
@@ -77,9 +77,10 @@ class Plan:
 
 
 PLANS = (
-    Plan("ladder", "ladder", {"method": "exptest", "epochs": 20}, 300.0),
+    Plan("race", "race", {"epochs": 20}),
+    Plan("ladder", "ladder", {"start": "bound", "epochs": 20}, 300.0),
     Plan("grid", "grid", {"method": "grid", "trials": 4, "epochs": 7}),
-    Plan("another ladder", "ladder", {"method": "exptest", "epochs": 20, "seed": 5}, 3000.0),
+    Plan("another ladder", "ladder", {"start": "bound", "epochs": 20, "seed": 5}, 3000.0),
     Plan("tries", "tries", {"method": "lipschitz", "multipliers": (0.1, 1.0, 3.0), "epochs": 7}),
 )
 

@@ -50,7 +50,7 @@ def write_recipe(study: optuna.Study, spec: WorkerSpec) -> None:
 
 
 def kept_start(kept: Keeping) -> Start | None:
-    """Where a study that was kept has begun; None if it does not say."""
+    """Where a kept study has begun, without what that rests on; None if it does not say."""
     assert kept.storage is not None
     with quiet_optuna():
         study = optuna.load_study(study_name=kept.study_name, storage=kept.storage)

@@ -16,7 +16,7 @@ from lrsearch.engine.objective import Objective
 from lrsearch.engine.progress import SearchWatcher
 from lrsearch.engine.provenance import data_record
 from lrsearch.engine.record import open_run
-from lrsearch.engine.request import Prepared, prepare
+from lrsearch.engine.request import Prepared, SearchRequest, prepare
 from lrsearch.engine.workers.keepsakes import Keepsakes
 from lrsearch.engine.workers.loop import Worker
 from lrsearch.engine.workers.sharing import load_data, moved
@@ -26,13 +26,12 @@ from lrsearch.studies.quiet import quiet_optuna
 from lrsearch.studies.reaper import Reaper
 from lrsearch.studies.storages import open_storage
 from lrsearch.tracking import NullRun, RunTracker
-from lrsearch.training.task import TaskData
+from lrsearch.training.task import TaskData, TrainingTask
 
 
-def title_of(prepared: Prepared) -> str:
+def title_of(request: SearchRequest, task: TrainingTask) -> str:
     """How a study's run is called in the tracker."""
-    request = prepared.request
-    return f"{prepared.task.name} {request.method} seed {request.seed}"
+    return f"{task.name} {request.method} seed {request.seed}"
 
 
 def make_worker(
@@ -129,7 +128,7 @@ def open_worker(
         run = open_run(
             spec.tracker,
             spec.experiment,
-            title_of(prepared),
+            title_of(request, task),
             spec.tracking_uri,
             request.method,
             uid=spec.uid,

@@ -25,6 +25,8 @@ def run(tmp_path: Path, scale_bound: Callable[[float], None]) -> Callable[..., S
     def started(task: str, **options: Any) -> SearchResult:
         if "workers" in options:
             options.setdefault("storage", f"journal:{tmp_path / 'study.journal'}")
+        if options.get("method", "exptest") == "exptest":
+            options.setdefault("start", "bound")
         return search(f"worker_tasks:{task}", tracker="none", **options)
 
     return started

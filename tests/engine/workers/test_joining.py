@@ -64,7 +64,7 @@ def lrsearch(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
 def whole(scale_bound: Callable[[float], None]) -> Any:
     """What an uninterrupted search finds."""
     scale_bound(30.0)
-    return search("worker_tasks:line", tracker="none")
+    return search("worker_tasks:line", start="bound", tracker="none")
 
 
 def check(out: str, whole: Any) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def test_ctrl_c_and_sigterm_end_cleanly_and_resume_goes_on(
 ) -> None:
     storage = f"journal:{tmp_path / 'study.journal'}"
     asked = ["search", "worker_tasks:slow_line", "--storage", storage, "--study-name", "s"]
-    asked += ["--workers", workers, "--no-tracking", "--json", "-"]
+    asked += ["--workers", workers, "--start", "bound", "--no-tracking", "--json", "-"]
     first = lrsearch(*asked)
     # In the middle of the training that is to be the answer.
     wait_for(lambda: any(ACCEPTED in trial.user_attrs for trial in trials_of(storage)), first)

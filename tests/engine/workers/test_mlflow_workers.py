@@ -56,7 +56,11 @@ def test_workers_record_one_study_with_each_curve_once(
     monkeypatch.setenv("LRSEARCH_TEST_MARK", str(tmp_path / "mark"))
     if killed:
         (tmp_path / "mark").touch()
-    options: dict[str, Any] = {"tracking_uri": store_uri, "checkpoint_seconds": 0.02}
+    options: dict[str, Any] = {
+        "start": "bound",
+        "tracking_uri": store_uri,
+        "checkpoint_seconds": 0.02,
+    }
     one = search("worker_tasks:line", **options)
     two = search(
         "worker_tasks:deadly_line",

@@ -32,6 +32,8 @@ def run(
     def started(task: str, **options: Any) -> SearchResult:
         if options.get("workers", 1) != 1:
             options.setdefault("storage", f"journal:{tmp_path / 'study.journal'}")
+        if options.get("method", "exptest") == "exptest":
+            options.setdefault("start", "bound")
         return search(f"worker_tasks:{task}", tracker="none", **options)
 
     return started

@@ -24,7 +24,13 @@ def storage(tmp_path: Path) -> str:
 
 def run(storage: str, **options: Any) -> SearchResult:
     return search(
-        "worker_tasks:line", storage=storage, study_name="s", resume=True, tracker="none", **options
+        "worker_tasks:line",
+        start="bound",
+        storage=storage,
+        study_name="s",
+        resume=True,
+        tracker="none",
+        **options,
     )
 
 

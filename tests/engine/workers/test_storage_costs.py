@@ -65,7 +65,8 @@ def make(tmp_path: Path) -> Make:
     ) -> Counted:
         journal = tmp_path / f"{method}-{len(list(tmp_path.iterdir()))}.journal"
         storage, calls = counted(open_storage(f"journal:{journal}"))
-        request = SearchRequest(task=task, method=method, **options)  # type: ignore[arg-type]
+        begin = "bound" if method == "exptest" else None
+        request = SearchRequest(task=task, method=method, start=begin, **options)  # type: ignore[arg-type]
         found = prepare(request, request.resolved())
         start = replace(found.start, rate=factor * found.start.rate)
         prepared = prepare(request, request.resolved(), data=found.data, start=start)

@@ -1,0 +1,185 @@
+"""Probes of a race on real models: where the ladder hangs, what it costs, what counts as dead."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lrsearch.controllers.race import RaceSettings
+from lrsearch.training.loop import build_model, first_batch, loss_function, make_optimizer
+from lrsearch.training.probes import first_rate, gets_no_gradient, run_race
+from lrsearch.training.task import Split, TaskData, TrainingTask
+
+BETA = 0.33
+
+
+def make_data(seed=0, *, unit=1.0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def split(rows):
+        inputs = torch.randn(rows, 4, generator=generator)
+        return Split(unit * inputs, (inputs[:, 0] > 0).long() + (inputs[:, 1] > 0.5).long())
+
+    return TaskData(split(120), split(20), split(20), outputs=3)
+
+
+class Counted(nn.Module):
+    """Counts its training passes."""
+
+    passes = 0
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x):
+        Counted.passes += self.training
+        return self.inner(x)
+
+
+def make_task(**changes):
+    options = {"data": make_data, "model": lambda data: Counted(), "epochs": 10, "batch_size": 16}
+    return TrainingTask(name="toy", **(options | changes))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+@pytest.mark.parametrize(
+    ("optimizer", "power"), [("sgd", -1.0), ("momentum", -1.0), ("adam", 0.0), ("rmsprop", 0.0)]
+)
+def test_a_loss_in_another_unit_moves_the_ladder_as_it_moves_the_rates_that_train(
+    optimizer, power, scale
+):
+    data = make_data()
+    here, calls = first_rate(make_task(optimizer=optimizer), data, 0, BETA)
+    there, others = first_rate(make_task(optimizer=optimizer, loss_scale=scale), data, 0, BETA)
+    # Adam and RMSprop add 1e-8 to what they divide by.
+    assert there == pytest.approx(scale**power * here, rel=1e-3)
+    assert calls == others
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1e3])
+def test_inputs_in_another_unit_move_the_ladder_of_a_linear_model(unit):
+    """Weights that start at zero see the same losses at rates of unit^-2."""
+
+    def zero(data):
+        model = nn.Linear(4, 3, bias=False)
+        nn.init.zeros_(model.weight)
+        return model
+
+    task = make_task(model=zero)
+    here, _ = first_rate(task, make_data(), 0, BETA)
+    there, _ = first_rate(task, make_data(unit=unit), 0, BETA)
+    assert there == pytest.approx(here / unit**2, rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_first_rate_lowers_its_batch_and_the_next_higher_one_does_not(optimizer, seed):
+    task, data = make_task(optimizer=optimizer), make_data()
+    first, _ = first_rate(task, data, seed, BETA)
+    function = loss_function(task.loss)
+    changes = []
+    for rate in (first, first / BETA):
+        model = build_model(task, data, seed)
+        inputs, targets = first_batch(task, data, seed)
+        stepper = make_optimizer(optimizer, list(model.parameters()), rate)
+        before = function(model(inputs), targets)
+        before.backward()
+        stepper.step()
+        changes.append(float(function(model(inputs), targets) - before))
+    assert changes[0] <= 0.0 < changes[1]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_every_pass_is_counted(optimizer, monkeypatch):
+    """Steps as steps, and what found the first rate in thirds of one, its gradient as a whole."""
+    task, data = make_task(optimizer=optimizer), make_data()
+    Counted.passes = 0
+    _, forwards = first_rate(task, data, 0, BETA)
+    assert forwards == 3 + (Counted.passes - 1)  # one of them with its way back
+
+    stepped = []
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
+    step = kind.step
+    monkeypatch.setattr(
+        kind, "step", lambda self, *a, **k: stepped.append(1) or step(self, *a, **k)
+    )
+    Counted.passes = 0
+    race = run_race(task, data, 0, RaceSettings(total_steps=80))
+    assert race.steps == sum(p.losses.size for p in race.probes.values()) + race.forward_steps
+    assert len(stepped) == 1 + sum(p.losses.size for p in race.probes.values())
+    forward_only = Counted.passes - len(stepped)
+    assert race.steps == len(stepped) + int(np.ceil(forward_only / 3))
+
+
+def test_rungs_begin_at_the_same_weights_on_the_same_batches_and_a_race_is_repeatable():
+    task, data = make_task(), make_data()
+    race = run_race(task, data, 0, RaceSettings(total_steps=80))
+    again = run_race(task, data, 0, RaceSettings(total_steps=80))
+    assert len({probe.losses[0] for probe in race.probes.values()}) == 1
+    assert (race.rung, race.rate, race.steps) == (again.rung, again.rate, again.steps)
+    for rung, probe in race.probes.items():
+        np.testing.assert_array_equal(probe.losses, again.probes[rung].losses)
+    other = run_race(task, data, 1, RaceSettings(total_steps=80))
+    assert other.probes[other.rung].losses[0] != race.probes[race.rung].losses[0]
+
+
+def test_a_loss_in_another_unit_has_the_same_winner():
+    data = make_data()
+    here, there = (
+        run_race(make_task(loss_scale=scale), data, 0, RaceSettings(total_steps=200))
+        for scale in (1.0, 1024.0)
+    )
+    assert here.rung == there.rung
+    assert there.rate == pytest.approx(here.rate / 1024.0, rel=1e-3)
+
+
+def test_the_winner_trains_and_what_lies_above_the_bracket_does_not_do_better():
+    race = run_race(make_task(), make_data(), 0, RaceSettings(total_steps=400))
+    assert race.holds
+    won = race.probes[race.rung]
+    assert won.losses[-5:].mean() < 0.8 * won.losses[0]
+    assert {race.rung - 1, race.rung + 1} <= race.probes.keys()
+    assert race.rate_of(race.rung + 1) <= race.rate <= race.rate_of(race.rung)
+
+
+# --- dead networks ---------------------------------------------------------------------------
+
+
+def relu_net(bias):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[0].bias.fill_(bias)
+    data = make_data().train
+    nn.functional.cross_entropy(model(data.inputs), data.targets).backward()
+    return model
+
+
+def test_a_net_whose_units_are_all_off_gets_no_gradient():
+    assert gets_no_gradient(relu_net(-1e3))
+    assert not gets_no_gradient(relu_net(0.0))
+
+
+def test_a_frozen_layer_and_a_model_without_matrices_are_no_dead_ones():
+    model = relu_net(0.0)
+    for parameter in model[0].parameters():
+        parameter.grad = None
+    assert not gets_no_gradient(model)
+    assert not gets_no_gradient(nn.BatchNorm1d(3))
+    assert not gets_no_gradient(nn.Linear(2, 2))  # no step was taken yet
+
+
+def test_a_race_that_no_rung_survives_has_no_winner_but_in_name():
+    class Off(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+            with torch.no_grad():
+                self[0].bias.fill_(-1e3)
+                self[2].bias.requires_grad_(False)
+
+    race = run_race(make_task(model=lambda data: Off()), make_data(), 0, RaceSettings(40))
+    assert not race.holds
+    assert {probe.fate for probe in race.probes.values()} == {"dead"}
