@@ -20,6 +20,7 @@ MODULES: Final = {
     "lipschitz-mnist-cnn": "experiments.lipschitz.mnist_cnn",
     "lipschitz-table1": "experiments.lipschitz.table1",
     "lipschitz-table2": "experiments.lipschitz.table2",
+    "joint-search": "experiments.joint.reproduction",
     "calibration": "experiments.calibration.reproduction",
 }
 

@@ -44,6 +44,7 @@ NAMES = (
     "lipschitz-mnist-cnn",
     "lipschitz-table1",
     "lipschitz-table2",
+    "joint-search",
     "calibration",
 )
 
