@@ -11,7 +11,7 @@ grid     wall seconds of a nine-point grid with one and with two workers; the ti
 ladder   seconds to ExpTest's answer on that task from a start that is far too high.
 costs    start of a worker's process, a checkpoint, a trial's record in MLflow, a lease's beat.
 steps    a training step with a keeper and all that may interrupt it, beside one without: paired
-         blocks, as in step_overhead.py.
+         blocks, as in overhead.py.
 
 Where a machine is busy, processor time (of this process and its children) tells more than wall
 time. PostgreSQL's own is not in it, and PostgreSQL is left out where it is not installed.

@@ -7,16 +7,16 @@ nothing. These are scikit-learn's digits under shifts of inputs, labels, depth a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import nn
 
 from experiments.harness.reproduction import SEED
+from experiments.harness.resampling import DRAWS, paired_interval
 from lrsearch import Split, TaskData
 from lrsearch.tasks.builtin import build_mlp
 from lrsearch.tasks.datasets import load_dataset
@@ -110,7 +110,7 @@ def with_regret(rows: pd.DataFrame, *, by: Sequence[str] = ("task",)) -> pd.Data
 
 
 def paired_difference(
-    regrets: pd.DataFrame, pair: tuple[str, str], *, draws: int = 5000
+    regrets: pd.DataFrame, pair: tuple[str, str], *, draws: int = DRAWS
 ) -> dict[str, float]:
     """Mean difference of accuracy, first method less second, where tasks and seeds vary.
 
@@ -119,21 +119,4 @@ def paired_difference(
     """
     wide = regrets.pivot(index=["task", SEED], columns="method", values="accuracy")
     difference = (wide[pair[0]] - wide[pair[1]]).unstack(SEED).to_numpy()
-    generator = np.random.default_rng(0)
-    tasks, seeds = difference.shape
-    drawn = [
-        difference[
-            generator.integers(tasks, size=tasks)[:, None],
-            generator.integers(seeds, size=(tasks, seeds)),
-        ].mean()
-        for _ in range(draws)
-    ]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    flat = difference.ravel()
-    pvalue = float(stats.wilcoxon(flat).pvalue) if np.any(flat) else 1.0
-    return {
-        "mean": float(difference.mean()),
-        "low": float(low),
-        "high": float(high),
-        "pvalue": pvalue,
-    }
+    return asdict(paired_interval(difference, draws=draws))

@@ -77,13 +77,15 @@ def train_bank(
         tail: share of the steps at the end over which the rate falls to 0 by a line.
     """
     stack = _Stack(task, data, seeds, len(rates))
-    rate = torch.tensor(rates, dtype=torch.float32)
+    rate = torch.tensor(rates, dtype=stack.parameters[0].dtype)
     rule = make_rule(task.optimizer, stack.parameters)
     total = steps_per_epoch(task, data[0]) * task.epochs
     curves = np.empty((len(seeds), len(rates), total), dtype=np.float32)
     checked = np.unique(np.linspace(0, total, CHECKS + 1).round().astype(np.int64))[1:]
     checks = np.empty((len(seeds), len(rates), len(checked)), dtype=np.float32)
-    batches = [Batches(each.train, task.batch_size, seed) for each, seed in zip(data, seeds)]  # noqa: B905
+    batches = [
+        Batches(each.train, task.batch_size, seed) for each, seed in zip(data, seeds, strict=True)
+    ]
     step = 0
     for _ in range(task.epochs):
         for drawn in zip(*batches, strict=True):

@@ -168,11 +168,11 @@ def _shifted_data(base: str, shift: str, seed: int, *, data_dir: str | None) -> 
     data = load_dataset(what.dataset, seed, data_dir=data_dir, scaled=not how.raw)
     generator = np.random.default_rng([seed, 0])
     train, validation = data.train, data.validation
+    if how.rarest < 1.0:
+        train = _imbalanced(data, how.rarest, generator)
     if what.rows is not None:
         train = _some_rows(train, what.rows, generator)
         validation = _some_rows(validation, what.rows // 4, generator)
-    if how.rarest < 1.0:
-        train = _imbalanced(train, data.outputs, how.rarest, generator)
     if how.noise:
         train = _noisy(train, data.outputs, how.noise, generator)
     splits = [
@@ -190,14 +190,21 @@ def _some_rows(split: Split, most: int, generator: np.random.Generator) -> Split
     return _rows(split, np.sort(generator.permutation(len(split))[:most]))
 
 
-def _imbalanced(split: Split, classes: int, rarest: float, generator: np.random.Generator) -> Split:
-    """Fewer rows of each class than of the one before it, down to the share of the last."""
+def _imbalanced(data: TaskData, rarest: float, generator: np.random.Generator) -> Split:
+    """Fewer training rows of each class than of the one before it, down to the share of the last.
+
+    The first class has what each class has under any seed (a stratified split in three rounds by
+    less than 2 rows), so that all seeds have equally many rows.
+    """
+    splits = (data.train, data.validation, data.test)
+    labels = np.concatenate([part.targets.numpy() for part in splits])
+    most = int(np.bincount(labels).min() * len(data.train) / len(labels)) - 2
     kept = []
-    for label in range(classes):
-        rows = np.flatnonzero(split.targets.numpy() == label)
-        share = rarest ** (label / (classes - 1))
-        kept.append(generator.permutation(rows)[: max(1, round(share * len(rows)))])
-    return _rows(split, np.sort(np.concatenate(kept)))
+    for label in range(data.outputs):
+        rows = np.flatnonzero(data.train.targets.numpy() == label)
+        share = rarest ** (label / (data.outputs - 1))
+        kept.append(generator.permutation(rows)[: max(1, round(share * most))])
+    return _rows(data.train, np.sort(np.concatenate(kept)))
 
 
 def _noisy(split: Split, classes: int, noise: float, generator: np.random.Generator) -> Split:

@@ -39,7 +39,7 @@ class Measured:
 
     Attributes:
         rows: one dictionary per run, of numbers and texts.
-        curves: of each row, or none at all: per-step losses, shape (steps,).
+        curves: of each row, or none at all: per-step losses, shape (steps,), or another array.
         history: of each row, or none at all: a row of numbers and texts per epoch.
         complete: False where time ran out inside the cell: it is shown, and goes on next time.
     """

@@ -194,6 +194,7 @@ def run(
     fresh: bool = False,
     minutes: float = inf,
     watcher: Watcher | None = None,
+    only: Callable[[Cell], bool] | None = None,
 ) -> Reproduced:
     """Measure what is missing, then report on everything that is there.
 
@@ -204,6 +205,7 @@ def run(
         fresh: measure finished cells anew.
         minutes: begin no cell later than this; long ones stop and go on with the next call.
         watcher: is told about progress.
+        only: which cells are measured by this call (``fresh`` or not); the report is on all.
 
     Raises:
         MissingDataError: if data are missing, a worker was killed, or there is nothing to show yet.
@@ -215,18 +217,19 @@ def run(
         plan, checkpoints=out / "checkpoints", deadline=time.monotonic() + 60.0 * minutes
     )
     cells = list(reproduction.cells(plan))
+    chosen = cells if only is None else [cell for cell in cells if only(cell)]
     if fresh:
-        store.forget(cells)
-        for cell in cells:
+        store.forget(chosen)
+        for cell in chosen:
             _forget_checkpoint(work, settings, cell)
-    found = [store.find(cell) for cell in cells]
+    found = [store.find(cell) for cell in chosen]
     missing = [
         cell
-        for cell, kept in zip(cells, found, strict=True)
+        for cell, kept in zip(chosen, found, strict=True)
         if kept is None or not kept[0].complete
     ]
     if watcher is not None:
-        watcher.started(reproduction.name, total=len(cells), kept=len(cells) - len(missing))
+        watcher.started(reproduction.name, total=len(chosen), kept=len(chosen) - len(missing))
     measured = 0
     for cell, result in run_cells(
         partial(reproduction.measure, plan=work), missing, workers=workers, seconds=60.0 * minutes
@@ -241,9 +244,9 @@ def run(
     # All from the store: what is reported is what was kept.
     kept = [(cell, *entry) for cell in cells if (entry := store.find(cell)) is not None]
     if not kept:
-        raise MissingDataError(
-            f"no cell of {reproduction.name} is finished: give it more than {minutes:g} minutes"
-        )
+        limited = minutes < inf
+        remedy = f"give it more than {minutes:g} minutes" if limited else "measure some of it first"
+        raise MissingDataError(f"no cell of {reproduction.name} is finished: {remedy}")
     results = _joined([(cell, result) for cell, result, _ in kept])
     report = reproduction.report(results, plan)
     _write(report, results, out)

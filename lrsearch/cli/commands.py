@@ -189,7 +189,6 @@ def reproduce(options: Namespace) -> int:
     from lrsearch.cli.progress import CellBar
     from lrsearch.cli.reproducing import catalogue, session
     from lrsearch.cli.tables import plain
-    from lrsearch.engine.result import records
 
     if options.name is None:
         rows = [{"name": name, "what": title} for name, title in catalogue().items()]
@@ -200,31 +199,28 @@ def reproduce(options: Namespace) -> int:
         return 0
     with CellBar() as bar:
         done = session(options, watcher=bar)
-    reproduced = done.reproduced
     if options.json:
-        content = {
-            "name": options.name,
-            "scale": options.scale,
-            "folder": str(reproduced.folder),
-            "missing_cells": reproduced.missing,
-            "versions": list(reproduced.versions),
-            "run_id": done.run_id,
-            "tracking_uri": done.tracking_uri,
-            "tables": {name: records(table) for name, table in reproduced.report.tables.items()},
-        }
-        _write_json(options.json, content)
+        asked = {"name": options.name, "scale": options.scale}
+        recorded = {"run_id": done.run_id, "tracking_uri": done.tracking_uri}
+        _write_json(options.json, {**asked, **_cells_json(done.reproduced), **recorded})
     if options.json != "-":
-        print(reproduced.report.text)
-        print(f"\nTables, figures and every run: {reproduced.folder}")
-        if reproduced.missing:
-            print(f"{reproduced.missing} cells are not measured yet: run it again to go on.")
-        if others := [name for name in reproduced.versions if name != reproduced.version]:
-            print(
-                f"Cells come from another version of the code ({', '.join(others)}; this is "
-                f"{reproduced.version}); --fresh measures them anew."
-            )
+        _tell_cells(done.reproduced)
         if done.run_id:
             print(f"Recorded in {done.tracking_uri}\nLook at it: lrsearch ui")
+    return 0
+
+
+def bench(options: Namespace) -> int:
+    """Methods side by side on a panel of shifted tasks."""
+    from lrsearch.cli.progress import CellBar
+    from lrsearch.cli.reproducing import bench as run_bench
+
+    with CellBar() as bar, _stdout_for_json(options):
+        done = run_bench(options, watcher=bar)
+    if options.json:
+        _write_json(options.json, {"quick": options.quick, **_cells_json(done)})
+    if options.json != "-":
+        _tell_cells(done)
     return 0
 
 
@@ -264,7 +260,7 @@ def _stdout_for_json(options: Namespace) -> AbstractContextManager[object]:
 def _training(options: Namespace) -> dict[str, Any]:
     names = (
         *("mode", "alpha", "beta", "epochs", "batch_size", "optimizer", "data_dir"),
-        *("start", "multipliers"),
+        *("start", "multipliers", "anneal", "guard"),
     )
     return {name: getattr(options, name) for name in names}
 
@@ -281,6 +277,30 @@ def _comparison_json(table: pd.DataFrame) -> dict[str, Any]:
 
     attributes = {str(key): value for key, value in table.attrs.items()}
     return {**attributes, "rows": records(table)}
+
+
+def _cells_json(reproduced: Any) -> dict[str, Any]:
+    from lrsearch.engine.result import records
+
+    return {
+        "folder": str(reproduced.folder),
+        "missing_cells": reproduced.missing,
+        "versions": list(reproduced.versions),
+        "tables": {name: records(table) for name, table in reproduced.report.tables.items()},
+    }
+
+
+def _tell_cells(reproduced: Any) -> None:
+    """The report, where it lies, and what is to be known about it."""
+    print(reproduced.report.text)
+    print(f"\nTables, figures and every run: {reproduced.folder}")
+    if reproduced.missing:
+        print(f"{reproduced.missing} cells are not measured yet: run it again to go on.")
+    if others := [name for name in reproduced.versions if name != reproduced.version]:
+        print(
+            f"Cells come from another version of the code ({', '.join(others)}; this is "
+            f"{reproduced.version}); --fresh measures them anew."
+        )
 
 
 def _where(result: SearchResult) -> str:

@@ -148,17 +148,26 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument(
         "--out", metavar="DIR", type=Path, help="default: reproductions/NAME/SCALE"
     )
-    reproduce.add_argument("--workers", type=int, metavar="N", help="processes (default: cores)")
-    reproduce.add_argument(
-        "--minutes",
-        type=float,
-        default=inf,
-        metavar="M",
-        help="begin nothing after M minutes; report on what is there, go on with the next call",
-    )
-    reproduce.add_argument("--fresh", action="store_true", help="measure finished cells anew")
-    reproduce.add_argument("--data-dir", metavar="DIR", help="folder with data files")
+    _add_cells(reproduce)
     _add_tracking(reproduce)
+
+    bench = commands_.add_parser(
+        "bench", help="methods side by side on many shifted tasks, against banks of fixed rates"
+    )
+    bench.set_defaults(command="bench")
+    bench.add_argument(
+        "--panel", metavar="FILE", type=Path, help="default: the checkout's benchmarks/panel.yaml"
+    )
+    bench.add_argument("--quick", action="store_true", help="the panel's quick cut")
+    bench.add_argument(
+        "--only", metavar="REGEX", help="measure cells base/shift/optimizer/method that match"
+    )
+    bench.add_argument("--report", action="store_true", help="measure nothing: show what is there")
+    bench.add_argument(
+        "--out", metavar="DIR", type=Path, help="default: reproductions/bench/full or quick"
+    )
+    _add_cells(bench)
+    _add_json(bench, "the tables")
 
     sync = commands_.add_parser("sync", help="send what a store missed while it was away")
     sync.set_defaults(command="sync")
@@ -205,6 +214,20 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_cells(parser: argparse.ArgumentParser) -> None:
+    """How cells are measured that are kept and gone on with."""
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: cores)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=inf,
+        metavar="M",
+        help="begin nothing after M minutes; report on what is there, go on with the next call",
+    )
+    parser.add_argument("--fresh", action="store_true", help="measure finished cells anew")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder with data files")
+
+
 def _numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
@@ -222,8 +245,21 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start",
         choices=STARTS,
-        help="of ExpTest's ladder: bound of the data (default), or 1 / L of the first batch; with "
-        "--method lipschitz this puts ExpTest's test over it",
+        help="of ExpTest's ladder: a race of short probes (default), the bound of the data "
+        "(default of --mode paper), or 1 / L of the first batch; with --method lipschitz the last "
+        "puts ExpTest's test over it",
+    )
+    parser.add_argument(
+        "--anneal",
+        type=float,
+        metavar="SHARE",
+        help="of the steps, over which exptest's rate falls to 0 at the end (default 0.4)",
+    )
+    parser.add_argument(
+        "--guard",
+        action=argparse.BooleanOptionalAction,
+        help="keep exptest's weights of the smallest validation loss, and lower the rate where "
+        "that loss rises (default: yes)",
     )
     parser.add_argument(
         "--multipliers",

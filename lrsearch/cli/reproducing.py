@@ -26,10 +26,7 @@ def session(options: Namespace, *, watcher: object) -> Any:
         MissingPackageError: outside a checkout.
         ValueError: on options that are not allowed.
     """
-    if options.workers is not None:
-        require_at_least("workers", options.workers, 1)
-    if not options.minutes >= 0.0:  # NaN too
-        raise InvalidArgumentError(f"minutes must be at least 0, got {options.minutes!r}")
+    _check(options)
     harness = _experiments("experiments.harness.session")
     plan = harness.Plan(scale=options.scale, seeds=options.seeds, data_dir=options.data_dir)
     return harness.reproduce(
@@ -45,6 +42,35 @@ def session(options: Namespace, *, watcher: object) -> Any:
     )
 
 
+def bench(options: Namespace, *, watcher: object) -> Any:
+    """Run the panel that the options ask for; a ``Reproduced`` of ``experiments.harness``.
+
+    Raises:
+        MissingPackageError: outside a checkout.
+        ValueError: on options that are not allowed.
+    """
+    _check(options)
+    return _experiments("experiments.bench.running").bench(
+        options.panel,
+        quick=options.quick,
+        only=options.only,
+        report_only=options.report,
+        out=options.out,
+        workers=options.workers,
+        minutes=options.minutes,
+        fresh=options.fresh,
+        data_dir=options.data_dir,
+        watcher=watcher,
+    )
+
+
+def _check(options: Namespace) -> None:
+    if options.workers is not None:
+        require_at_least("workers", options.workers, 1)
+    if not options.minutes >= 0.0:  # NaN too
+        raise InvalidArgumentError(f"minutes must be at least 0, got {options.minutes!r}")
+
+
 def _experiments(module: str) -> Any:
     try:
         return import_module(module)
@@ -52,6 +78,6 @@ def _experiments(module: str) -> Any:
         if error.name != "experiments":
             raise
         raise MissingPackageError(
-            "reproductions live in a checkout, not in the installed package: clone the repository "
+            "experiments live in a checkout, not in the installed package: clone the repository "
             "and pip install -e '.[dev]' in it"
         ) from error

@@ -34,8 +34,6 @@ FALL, PLAIN_FALL = 0.01, 0.3
 HORIZON = 0.5
 # Rungs that are given more steps where none has fallen.
 SLOW_RUNGS = 3
-# The rung that is tried first: one step along the gradient stands more than many steps do.
-BELOW = 2
 # Rungs further from the first than this are not tried: 20 decades at beta = 0.33.
 FURTHEST = 42
 
@@ -51,6 +49,8 @@ class RaceSettings:
         share: of ``total_steps``, for a probe.
         fewest: steps of a probe at least: momentum takes ten to come up to its speed.
         patience: share of ``total_steps`` that a rung is waited for while none has fallen.
+        rivals: whether a rung that comes up from behind is waited for.
+        slack: whether the rate may lie a part of a rung below the winner's.
     """
 
     total_steps: int
@@ -59,11 +59,16 @@ class RaceSettings:
     share: float = 0.05
     fewest: int = 16
     patience: float = 0.4
+    rivals: bool = True
+    slack: bool = True
 
     def __post_init__(self) -> None:
         require_at_least("total_steps", self.total_steps, 1)
         require_in_open_unit_interval("beta", self.beta)
         require_in_open_unit_interval("alpha", self.alpha)
+        require_in_open_unit_interval("share", self.share)
+        require_in_open_unit_interval("patience", self.patience)
+        require_at_least("fewest", self.fewest, 4)
 
     @property
     def probe(self) -> int:
@@ -101,10 +106,11 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Winner:
-    """The rung to train, and why."""
+    """The rung to train, and why; ``lower`` so many rungs (or a part of one) below it."""
 
     rung: int
     reason: str
+    lower: float = 0.0
 
 
 Move: TypeAlias = Order | Winner
@@ -119,7 +125,7 @@ def next_move(settings: RaceSettings, probes: Mapping[int, Probe]) -> Move:
     """
     steps = settings.probe
     if not probes:
-        return Order(BELOW, steps)
+        return Order(0, steps)
     alive = [rung for rung in sorted(probes) if probes[rung].fate == "alive"]
     above, below = min(probes) - 1, max(probes) + 1
     if not alive:
@@ -129,16 +135,19 @@ def next_move(settings: RaceSettings, probes: Mapping[int, Probe]) -> Move:
     fallen = [rung for rung in alive if has_fallen(settings, probes[rung].losses)]
     if not fallen:
         return _wait(settings, probes, alive)
-    best = leader(settings, probes, fallen)
+    best = leader(probes, fallen)
     if best - 1 not in probes and above >= -FURTHEST:
         return Order(best - 1, steps)
     if best + 1 not in probes and below <= FURTHEST:
         return Order(best + 1, steps)
-    rival = _rival(settings, probes, best)
+    rival = _rival(settings, probes, best) if settings.rivals else None
     if rival is not None:
         shorter = min((best, rival), key=lambda rung: probes[rung].losses.size)
         return Order(shorter, min(2 * probes[shorter].losses.size, settings.longest))
-    return Winner(best, "better than the rungs beside it")
+    lower = 0.0
+    if settings.slack and best + 1 in probes:
+        lower = slack(settings, probes[best], probes[best + 1])
+    return Winner(best, "better than the rungs beside it", lower)
 
 
 def _rival(settings: RaceSettings, probes: Mapping[int, Probe], best: int) -> int | None:
@@ -177,20 +186,28 @@ def overtakes(settings: RaceSettings, behind: Probe, ahead: Probe) -> bool:
     return bool(np.log(HORIZON * settings.total_steps / (0.75 * steps)) * speed > gap)
 
 
-def leader(settings: RaceSettings, probes: Mapping[int, Probe], rungs: Sequence[int]) -> int:
-    """The lowest rate that is not shown to be worse than the one whose losses lie lowest.
-
-    A higher rate has to show that it is better: it is the greater risk in a run that is longer than
-    its probe, since noise that the first steps hide ends a run's progress.
-    """
+def leader(probes: Mapping[int, Probe], rungs: Sequence[int]) -> int:
+    """The rung whose losses lie lowest, over the second half of the steps that all have had."""
     steps = min(probes[rung].losses.size for rung in rungs)
-    best = min(rungs, key=lambda rung: float(np.mean(probes[rung].losses[steps // 2 : steps])))
-    level = [
-        rung
-        for rung in rungs
-        if rung > best and compare(probes[best], probes[rung]).pvalue >= settings.alpha
-    ]
-    return max(level, default=best)
+    return min(rungs, key=lambda rung: float(np.mean(probes[rung].losses[steps // 2 : steps])))
+
+
+def slack(settings: RaceSettings, best: Probe, below: Probe) -> float:
+    """The part of a rung by which the rate may be lower, from how little the rung below loses.
+
+    Where nothing but the rate limits progress, a rung that is lower by beta keeps beta of the fall
+    of the log loss: then there is none. A rung that keeps more shows that noise limits the higher
+    one already, and all the more in a run that is longer than its probe; one that keeps all of it
+    is as good. In between by a line. Both the logs and the share are free of the loss's unit.
+    """
+    steps = min(best.losses.size, below.losses.size)
+    late = slice(steps // 2, steps)
+    first = float(best.losses[0])
+    ends = float(np.mean(best.losses[late])), float(np.mean(below.losses[late]))
+    if below.fate != "alive" or not 0.0 < ends[0] < first or ends[1] <= 0.0:
+        return 0.0
+    kept = float(np.log(first / ends[1]) / np.log(first / ends[0]))
+    return min(max((kept - settings.beta) / (1.0 - settings.beta), 0.0), 1.0)
 
 
 def compare(first: Probe, second: Probe) -> PairedResult:
@@ -212,7 +229,10 @@ def has_fallen(settings: RaceSettings, losses: FloatArray) -> bool:
         return False
     half = losses.size // 2
     early, late = float(losses[:half].mean()), float(losses[half:].mean())
-    if losses[0] - late > PLAIN_FALL * abs(losses[0]):
+    first = float(losses[0])
+    if first - late < FALL * abs(first):  # a jump that came down again is no fall
+        return False
+    if first - late > PLAIN_FALL * abs(first):
         return True
     if early - late < FALL * abs(early):
         return False

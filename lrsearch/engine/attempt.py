@@ -154,7 +154,7 @@ class Attempt:
                 tracker=self._teller,
             )
         self._guard: ValidationGuard | None = None
-        if what.plan.controlled and settings.mode == "robust":
+        if what.plan.guard:
             self._guard = ValidationGuard(self.model)
         self._renewed: RenewedRate | None = None
         if what.plan.renewed:

@@ -45,8 +45,8 @@ def compare(
         methods: names of methods.
         seeds: how many seeds, from 0; each fixes split, weights and batches for all methods.
         data_dir: folder with data files of built-in tasks.
-        options: further arguments of ``search``, the same for all methods; ``start`` and
-            ``multipliers`` reach the methods that know them.
+        options: further arguments of ``search``, the same for all methods; ``start``,
+            ``multipliers``, ``anneal``, ``guard`` and ``race`` reach the methods that know them.
 
     Returns:
         One row per method and seed: method, seed, lr, value (test metric of the point that the
@@ -119,6 +119,7 @@ def _options_of(method: str, methods: Sequence[str], options: dict[str, Any]) ->
     knows = {
         "start": ("exptest", "lipschitz"),
         "multipliers": ("exptest", "lipschitz") if from_lipschitz else ("lipschitz",),
+        **dict.fromkeys(("anneal", "guard", "race"), ("exptest",)),
     }
     foreign = {
         name

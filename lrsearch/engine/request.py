@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from lrsearch.errors import (
     InvalidArgumentError,
     InvalidTypeError,
     require_choice,
+    require_number,
     require_positive,
     require_whole,
 )
@@ -52,6 +53,9 @@ class SearchRequest:
     data_dir: str | PathLike[str] | None = None
     start: str | None = None
     multipliers: Sequence[float] | None = None
+    anneal: float | None = None
+    guard: bool | None = None
+    race: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         require_choice("method", self.method, METHODS)
@@ -66,7 +70,34 @@ class SearchRequest:
         object.__setattr__(self, "start", begin)
         factors = _checked_multipliers(self.method, begin, self.multipliers)
         object.__setattr__(self, "multipliers", factors)
+        self._check_robust()
         self.settings()
+
+    def race_settings(self, total_steps: int) -> RaceSettings:
+        """Of a race for a run of so many steps."""
+        return RaceSettings(total_steps, beta=self.beta, alpha=self.alpha, **(self.race or {}))
+
+    def _check_robust(self) -> None:
+        """What only mode "robust" knows, and only where ExpTest drives the rate."""
+        if self.anneal is not None and not 0.0 <= require_number("anneal", self.anneal) <= 1.0:
+            raise InvalidArgumentError(f"anneal must lie in [0, 1], got {self.anneal!r}")
+        given = {"anneal": self.anneal, "guard": self.guard, "race": self.race}
+        named = [name for name, value in given.items() if value]
+        if named and (self.mode == "paper" or self.start is None):
+            raise InvalidArgumentError(
+                f"{named[0]} goes with method 'exptest' in mode 'robust', got method "
+                f"{self.method!r} in mode {self.mode!r}: leave it out"
+            )
+        if self.race is None:
+            return
+        known = {each.name for each in fields(RaceSettings)} - {"total_steps", "beta", "alpha"}
+        if not isinstance(self.race, Mapping):
+            raise InvalidTypeError(f"race must be a mapping of options, got {self.race!r}")
+        if self.start != "race":
+            raise InvalidArgumentError(f"race goes with start='race', got start={self.start!r}")
+        for name in self.race:
+            require_choice("option of race", name, tuple(sorted(known)))
+        self.race_settings(1)
 
     def settings(self) -> ExpTestSettings:
         """ExpTest's settings, as far as they do not depend on the data."""
@@ -135,8 +166,9 @@ def prepare(
         )
     full_batch = task.batch_size is None or task.batch_size >= len(data.train)
     steps = steps_per_epoch(task, data) * task.epochs
-    # The papers know no annealing; the rate of "lipschitz" is renewed, not annealed.
-    anneal = ANNEAL if request.mode == "robust" else 0.0
+    # Algorithm 1 knows no annealing, and no validation.
+    robust = request.mode == "robust"
+    anneal = request.anneal if request.anneal is not None else ANNEAL * robust
     settings = replace(request.settings(), full_batch=full_batch, total_steps=steps, anneal=anneal)
     factors = request.multipliers
     if request.method == "lipschitz" and request.start is None:
@@ -149,7 +181,7 @@ def prepare(
             request.seed,
             method=request.method,
             start=request.start,
-            race=RaceSettings(steps, beta=request.beta, alpha=request.alpha),
+            race=request.race_settings(steps),
             device=device,
         )
     settings = replace(settings, raced=start.raced)
@@ -164,6 +196,8 @@ def prepare(
         epochs=task.epochs,
         worker=worker,
     )
+    guard = robust if request.guard is None else request.guard
+    plan = replace(plan, guard=plan.controlled and guard)
     return Prepared(request, task, data, settings, start, factors, plan)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -72,6 +72,9 @@ def search(
     watcher: SearchWatcher | None = None,
     start: str | None = None,
     multipliers: Sequence[float] | None = None,
+    anneal: float | None = None,
+    guard: bool | None = None,
+    race: Mapping[str, Any] | None = None,
     log_model: bool = False,
 ) -> SearchResult:
     """Search the learning rate of a task with one method.
@@ -112,6 +115,11 @@ def search(
         multipliers: factors of 1 / L (mode "paper" with momentum: AdaMo's x). Several are tried for
             five epochs each, and the best by validation loss is trained in full. Default: 1; for
             momentum 1, 3 and 10, in mode "paper" 0.1, 0.5 and 1. With ``start`` there may be one.
+        anneal: in mode "robust", share of the steps at the end over which ExpTest's rate falls to 0
+            by a line; default 0.4, 0 for none.
+        guard: in mode "robust", keep the weights of the smallest validation loss, and lower
+            ExpTest's rate where that loss is shown to rise; default True.
+        race: options of the race, as ``lrsearch.controllers.race.RaceSettings`` has them.
         log_model: store the chosen trial's model in the tracker, with its signature.
 
     Returns:
@@ -138,6 +146,9 @@ def search(
         data_dir=data_dir,
         start=start,
         multipliers=multipliers,
+        anneal=anneal,
+        guard=guard,
+        race=race,
     )
     require_positive("checkpoint_seconds", checkpoint_seconds)
     if require_whole("max_failures", max_failures) < 1:

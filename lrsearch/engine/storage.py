@@ -150,6 +150,7 @@ def _claim(study: optuna.Study, prepared: Prepared) -> None:
     # Studies from before there was a choice were begun with these.
     method = prepared.request.method
     before = {"start": "bound" if method == "exptest" else None, "multipliers": None}
+    before |= {"anneal": None, "guard": None, "race": None}
     kept = study.user_attrs.get(ASKED)
     if kept is None:
         study.set_user_attr(ASKED, asked)
@@ -184,4 +185,7 @@ def what_is_asked(prepared: Prepared) -> dict[str, Any]:
         "seed": request.seed,
         "start": request.start,
         "multipliers": None if factors is None else list(factors),
+        "anneal": request.anneal,
+        "guard": request.guard,
+        "race": None if request.race is None else dict(request.race),
     }

@@ -389,7 +389,8 @@ class ExpTest:
         return total is not None and self._steps >= total
 
     def _new_sums(self) -> GradientSums | None:
-        if self._settings.full_batch:
+        # A race has settled the rate: its first window is recorded, and need not wait for noise.
+        if self._settings.full_batch or self._settings.raced:
             return None
         return GradientSums(self._parameters, skip_nonfinite=self._scaler is not None)
 

@@ -31,8 +31,10 @@ class GradientSums:
         self._path: Tensor | None = None
         self._summed: list[int] = []
         self._sums: list[Tensor] = []  # those of the vector that belong to these indices
-        # Norms of single gradients, step after step: few calls add up many steps at once.
-        self._norms: list[Tensor] = []
+        # Norms of single gradients, a row a step: few calls add up many steps at once. Rows have
+        # their place beforehand: small tensors that live on scatter what the training allocates.
+        self._norms: Tensor | None = None
+        self._rows: Sequence[Tensor] = ()
         self._waiting = 0
         self._no_grad = torch.no_grad()
         kinds = {(p.device, p.dtype) for p in parameters}
@@ -53,7 +55,7 @@ class GradientSums:
                 self._settle()
                 self._make_room(indices, grads)
             if self._one_device and not self._skip_nonfinite:
-                self._norms += torch._foreach_norm(grads)
+                torch.stack(torch._foreach_norm(grads), out=self._rows[self._waiting])
                 self._waiting += 1
                 if self._waiting == _MANY:
                     self._settle()
@@ -68,6 +70,8 @@ class GradientSums:
                 self._vector[index] = torch.zeros_like(grad, dtype=_SUM)
         self._summed = indices
         self._sums = [self._vector[index] for index in indices]
+        self._norms = torch.empty(_MANY, len(indices), dtype=_SUM, device=grads[0].device)
+        self._rows = self._norms.unbind()
 
     def _add_norm(self, grads: list[Tensor]) -> list[Tensor]:
         """Lengthen the path by one step; returns the gradients as they are to be summed."""
@@ -81,9 +85,8 @@ class GradientSums:
 
     def _settle(self) -> None:
         """Lengthen the path by the steps whose norms wait."""
-        if self._waiting:
-            norms = torch.stack(self._norms).to(_SUM).view(self._waiting, -1)
-            self._norms, self._waiting = [], 0
+        if self._norms is not None and self._waiting:
+            norms, self._waiting = self._norms[: self._waiting], 0
             self._lengthen(torch.linalg.vector_norm(norms, dim=1).unbind())
 
     def _lengthen(self, norms: Iterable[Tensor]) -> None:
@@ -125,4 +128,4 @@ class GradientSums:
         }
         self._path = None if path is None else path.clone().to(self._parameters[0].device)
         self._summed, self._sums = [], []
-        self._norms, self._waiting = [], 0
+        self._waiting = 0

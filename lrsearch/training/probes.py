@@ -39,6 +39,7 @@ class Race:
     Attributes:
         rung: the winner's.
         reason: why it won.
+        lower: the rate to train is so many rungs (a part of one) below the winner's.
         first: rate of rung 0.
         beta: ratio of a rung to the one above.
         probes: by rung, in the order in which they were begun.
@@ -47,6 +48,7 @@ class Race:
 
     rung: int
     reason: str
+    lower: float
     first: float
     beta: float
     probes: dict[int, Probe]
@@ -54,8 +56,8 @@ class Race:
 
     @property
     def rate(self) -> float:
-        """The winner's."""
-        return self.rate_of(self.rung)
+        """The one to train."""
+        return self.rate_of(self.rung + self.lower)
 
     @property
     def forward_steps(self) -> int:
@@ -67,9 +69,9 @@ class Race:
         """Gradient steps that it took, forward passes included."""
         return sum(probe.losses.size for probe in self.probes.values()) + self.forward_steps
 
-    def rate_of(self, rung: int) -> float:
+    def rate_of(self, rung: float) -> float:
         """Learning rate of a rung."""
-        return self.first * self.beta**rung
+        return float(self.first * self.beta**rung)
 
 
 def run_race(
@@ -92,7 +94,7 @@ def run_race(
                 rate = first * settings.beta**move.rung
                 run = runs[move.rung] = _Run(task, data, seed, rate)
             run.advance(move.steps)
-    return Race(move.rung, move.reason, first, settings.beta, _probes(runs), forwards)
+    return Race(move.rung, move.reason, move.lower, first, settings.beta, _probes(runs), forwards)
 
 
 def first_rate(task: TrainingTask, data: TaskData, seed: int, beta: float) -> tuple[float, int]:

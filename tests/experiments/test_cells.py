@@ -460,3 +460,18 @@ def is_running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_only_chosen_cells_are_measured_and_all_that_is_kept_is_shown(tmp_path, measure):
+    run(tiny(measure, tmp_path, 2), Plan(), out=tmp_path / "out", workers=1)
+    options = {"out": tmp_path / "out", "workers": 1, "only": lambda cell: cell["number"] == 3}
+    again = run(tiny(measure, tmp_path, 4), Plan(), **options)
+    assert (again.measured, again.missing) == (1, 1)
+    assert again.results.rows["number"].tolist() == [0, 1, 3]
+    run(tiny(measure, tmp_path, 4), Plan(), **options, fresh=True)
+    assert calls(tmp_path) == {0: 1, 1: 1, 3: 2}
+
+
+def test_with_nothing_measured_and_nothing_to_measure_the_remedy_is_to_measure(tmp_path, measure):
+    with pytest.raises(MissingDataError, match="no cell of tiny is finished: measure some"):
+        run(tiny(measure, tmp_path), Plan(), out=tmp_path / "out", workers=1, only=lambda _: False)

@@ -142,6 +142,32 @@ def test_housing_scales_inputs_on_train_and_leaves_targets_in_their_unit(tiny):
     assert targets == pytest.approx(sorted(sources.read_arrays("housing", tiny)["y"]), rel=1e-6)
 
 
+@pytest.mark.parametrize("name", SIZES)
+def test_unscaled_inputs_are_the_datas_own_on_the_same_split(name):
+    raw, usual = load_dataset(name, 1, scaled=False), load_dataset(name, 1)
+    for part, expected in zip(parts(raw), parts(usual), strict=True):
+        assert part.inputs.dtype == torch.float32
+        assert torch.equal(part.targets, expected.targets)
+    train = raw.train.inputs.double()
+    spread = train.std(dim=0, correction=0)
+    varies = spread > 0
+    scaled = (raw.test.inputs.double() - train.mean(dim=0)) / spread
+    assert scaled[:, varies].numpy() == pytest.approx(
+        usual.test.inputs[:, varies].double().numpy(), abs=1e-4
+    )
+    assert float(train.max()) > 10.0  # pixels to 16, milligrams, years
+
+
+def test_unscaled_mnist_has_pixels_to_255_and_unscaled_housing_its_own_units(tiny):
+    raw = sources.read_arrays("mnist", tiny)
+    mnist = load_dataset("mnist", 0, data_dir=tiny, scaled=False)
+    assert np.array_equal(mnist.test.inputs.numpy(), raw["test_images"].reshape(5, -1))
+    housing = load_dataset("housing", 0, data_dir=tiny, scaled=False)
+    known = {tuple(row) for row in sources.read_arrays("housing", tiny)["X"].astype("f4").tolist()}
+    assert rows_of(housing.train) < known
+    assert len(housing.train) == 30
+
+
 def test_unknown_data_sets_are_refused():
     with pytest.raises(ValueError, match="dataset must be one of 'digits'"):
         load_dataset("iris", 0)
