@@ -29,7 +29,8 @@ from lrsearch.training.threads import suitable_threads
 _DEAD_SHARE = 0.5
 # Rungs above the rate at which the loss would be zero: where it never rises there is no edge.
 BEYOND = 3
-_FORWARD = 1.0 / 3.0  # of a gradient step's price
+# A gradient step costs as much as so many forward passes.
+_FORWARDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class Race:
         first: rate of rung 0.
         beta: ratio of a rung to the one above.
         probes: by rung, in the order in which they were begun.
-        forwards: forward passes that found the first rate, a third of a gradient step each.
+        forwards: forward passes that found the first rate, a third of a gradient step each; the
+            gradient that they follow counts as three.
     """
 
     rung: int
@@ -62,7 +64,7 @@ class Race:
     @property
     def forward_steps(self) -> int:
         """The forward passes in gradient steps, at a third each."""
-        return ceil(self.forwards * _FORWARD)
+        return ceil(self.forwards / _FORWARDS)
 
     @property
     def steps(self) -> int:
@@ -104,7 +106,7 @@ def first_rate(task: TrainingTask, data: TaskData, seed: int, beta: float) -> tu
     weights, would be zero (Polyak, 1987): scaling the loss or the inputs moves it as it should.
 
     Returns:
-        The rate, and how many forward passes that took.
+        The rate, and how many forward passes that took; the first gradient counts as three.
     """
     model = build_model(task, data, seed).to(data.train.inputs.device)
     optimizer = build_optimizer(task, model, 1.0)
@@ -123,9 +125,9 @@ def first_rate(task: TrainingTask, data: TaskData, seed: int, beta: float) -> tu
     )
     value = float(loss.detach())
     if not (steepness > 0.0 and isfinite(steepness) and value > 0.0):
-        return 1.0, 1
+        return 1.0, _FORWARDS
     anchor = value / steepness
-    calls = 1
+    calls = _FORWARDS
 
     @torch.no_grad()
     def falls(rung: int) -> bool:
