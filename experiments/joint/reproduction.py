@@ -11,6 +11,7 @@ import pandas as pd
 
 from experiments.harness.cells import Cell, Measured
 from experiments.harness.reproduction import SEED, Plan, Report, Reproduction, Results
+from experiments.harness.resampling import FloatArray
 from experiments.joint.searching import (
     BATCH_SIZES,
     CONSTANT,
@@ -26,7 +27,7 @@ from experiments.joint.searching import (
     run_study,
     study_row,
 )
-from experiments.joint.targets import FloatArray, best_after, paired_ratio, steps_to
+from experiments.joint.targets import best_after, paired_ratio, steps_to
 from lrsearch.cli.tables import plain
 from lrsearch.engine.result import records
 from lrsearch.tasks.datasets import load_dataset
@@ -193,7 +194,7 @@ def report(results: Results, plan: Plan) -> Report:
         f"Gradient steps to the target (inf: not within the budget)\n\n"
         f"{plain(records(summary.round(4)))}\n\n"
         f"Steps of {RACE!r} over those of the other: geometric mean over paired seeds, 95 % "
-        "bootstrap over seeds; not reached counts as the budget\n\n"
+        "bootstrap (over seeds; over tasks too for 'all'); not reached counts as the budget\n\n"
         f"{plain(records(ratios.round(3)))}\n\nMean over seeds, per study\n\n"
         f"{plain(records(spent.round(3)))}"
     )

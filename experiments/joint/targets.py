@@ -7,9 +7,8 @@ from math import inf
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from experiments.harness.resampling import FloatArray, bootstrap_interval
 
 
 def steps_to(course: Sequence[Mapping[Any, Any]], target: float, budget: int) -> float:
@@ -36,9 +35,7 @@ def best_after(course: Sequence[Mapping[Any, Any]], at: FloatArray) -> FloatArra
     return losses[np.searchsorted(steps, at, side="right")]
 
 
-def paired_ratio(
-    first: FloatArray, second: FloatArray, budget: int, *, draws: int = 5000
-) -> dict[str, float]:
+def paired_ratio(first: FloatArray, second: FloatArray, budget: int) -> dict[str, float]:
     """Geometric mean of first / second over paired seeds, with a bootstrap interval.
 
     A search that has not reached the target counts as the whole budget, which is less than it
@@ -47,15 +44,10 @@ def paired_ratio(
     Args:
         first, second: steps to the target, shape (tasks, seeds), paired; infinity: not reached.
         budget: steps of a search.
-        draws: of the bootstrap: over the seeds, in each task by itself.
 
     Returns:
-        "ratio", "low" and "high" (95 %).
+        "ratio", "low" and "high" (95 %, bootstrap over tasks, then seeds).
     """
     logs = np.log(np.minimum(first, budget) / np.minimum(second, budget))
-    tasks, seeds = logs.shape
-    generator = np.random.default_rng(0)
-    drawn = generator.integers(seeds, size=(draws, tasks, seeds))
-    means = np.take_along_axis(logs[None], drawn, axis=2).mean(axis=(1, 2))
-    low, high = np.exp(np.quantile(means, [0.025, 0.975]))
+    low, high = np.exp(bootstrap_interval(logs))
     return {"ratio": float(np.exp(logs.mean())), "low": float(low), "high": float(high)}
