@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 import torch
@@ -16,9 +18,18 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from experiments.harness.reproduction import Results
 from experiments.joint import searching
 from experiments.joint.reproduction import REFERENCE, TARGETS, TASKS, steps_table, targets
-from experiments.joint.searching import METHODS, RACE, TPE, Account, random_reference, run_study
+from experiments.joint.searching import (
+    METHODS,
+    RACE,
+    TPE,
+    Account,
+    objective,
+    random_reference,
+    run_study,
+)
 from experiments.joint.targets import best_after, paired_ratio, steps_to
 from lrsearch import Split, TaskData
+from lrsearch.studies.attributes import WINDOW_PREFIX
 
 
 def three_classes() -> TaskData:
@@ -77,6 +88,28 @@ def test_every_gradient_step_is_charged_probes_and_pruned_trials_too(
     assert states <= {"COMPLETE", "PRUNED"}
     if method != RACE:
         assert "PRUNED" in states
+
+
+def test_a_raced_trial_is_pruned_by_hyperband_as_any_other() -> None:
+    account = Account()
+    study = optuna.create_study(
+        sampler=optuna.samplers.TPESampler(seed=0),
+        pruner=optuna.pruners.HyperbandPruner(min_resource=2, max_resource=20),
+    )
+    study.optimize(
+        partial(objective, method=RACE, data=DATA, seed=0, steps=40, account=account), n_trials=12
+    )
+    ended = {
+        state.name: [trial for trial in study.trials if trial.state == state]
+        for state in optuna.trial.TrialState
+    }
+    assert ended["PRUNED"]
+    assert ended["COMPLETE"]
+    longest = max(len(trial.intermediate_values) for trial in ended["COMPLETE"])
+    assert min(len(trial.intermediate_values) for trial in ended["PRUNED"]) < longest
+    assert account.best <= min(trial.value for trial in ended["COMPLETE"])
+    # What ExpTest saw of a trial stands on it.
+    assert all(f"{WINDOW_PREFIX}0" in trial.user_attrs for trial in ended["COMPLETE"])
 
 
 def test_a_search_ends_with_the_trial_that_spends_its_budget() -> None:
