@@ -22,6 +22,7 @@ MODULES: Final = {
     "lipschitz-table1": "experiments.lipschitz.table1",
     "lipschitz-table2": "experiments.lipschitz.table2",
     "lipschitz-table3": "experiments.deep.table3",
+    "joint-search": "experiments.joint.reproduction",
     "calibration": "experiments.calibration.reproduction",
 }
 

@@ -36,7 +36,7 @@ from lrsearch.training.loop import (
     Progress,
     TrainingOutcome,
     build_model,
-    make_optimizer,
+    build_optimizer,
     rate_of,
     train,
 )
@@ -131,7 +131,7 @@ class Attempt:
         # Another process has begun with it; one that died may not have got as far as the device.
         self._again = DEVICE in trial.user_attrs or ATTEMPTS in trial.user_attrs
         trial.set_user_attr(DEVICE, what.device_label)
-        self._optimizer = make_optimizer(task.optimizer, list(self.model.parameters()), what.rate)
+        self._optimizer = build_optimizer(task, self.model, what.rate)
         # Only what is drawn is kept.
         self._kept = KeptCurve(run) if what.drawn else None
         self._teller: StepTracker = run if self._kept is None else self._kept

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lrsearch.stats.convergence import Mode
 from lrsearch.tracking import StepTracker
 from lrsearch.training.lipschitz import LipschitzEstimate, LipschitzLR
-from lrsearch.training.loop import MOMENTUM, build_model, first_batch, make_optimizer, rate_of
+from lrsearch.training.loop import MOMENTUM, build_model, build_optimizer, first_batch, rate_of
 from lrsearch.training.task import TaskData, TrainingTask
 
 # What is tried with momentum: the papers' x (AdaMo's first rate, in their form of momentum), and
@@ -40,7 +40,7 @@ def first_estimate(task: TrainingTask, data: TaskData, mode: Mode, seed: int) ->
         ValueError: if the model has no linear layer.
     """
     model = build_model(task, data, seed)
-    optimizer = make_optimizer(task.optimizer, list(model.parameters()), 1.0)
+    optimizer = build_optimizer(task, model, 1.0)
     inputs, _ = first_batch(task, data, seed)
     with LipschitzLR(optimizer, model, exact=True, **_options(task, data, mode)) as lipschitz:
         return lipschitz.step([inputs])

@@ -82,6 +82,8 @@ def describe(
             "bound_method": start.how,
         }
     )
+    if task.weight_decay is not None:
+        run.log_params({"weight_decay": task.weight_decay})
     if prepared.multipliers is not None:
         run.log_params({"multipliers": ",".join(f"{each:g}" for each in prepared.multipliers)})
     metrics = {"bound/lr_max": start.rate}

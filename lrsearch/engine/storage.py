@@ -195,6 +195,7 @@ def what_is_asked(prepared: Prepared) -> dict[str, Any]:
         "epochs": task.epochs,
         "batch_size": task.batch_size,
         "optimizer": task.optimizer,
+        "weight_decay": task.weight_decay,
         "seed": request.seed,
         "start": request.start,
         "multipliers": None if factors is None else list(factors),

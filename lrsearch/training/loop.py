@@ -148,19 +148,32 @@ def _binary_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
 
 
 def make_optimizer(
-    name: str, parameters: list[nn.Parameter], learning_rate: float
+    name: str,
+    parameters: list[nn.Parameter],
+    learning_rate: float,
+    weight_decay: float | None = None,
 ) -> torch.optim.Optimizer:
-    """One of the optimizers that a task may name, with torch's defaults besides the rate."""
+    """One of the optimizers that a task may name, with torch's defaults besides the rate.
+
+    Args:
+        name, weight_decay: of the task; None is torch's own weight decay.
+        parameters: of the model.
+        learning_rate: > 0.
+
+    Raises:
+        ValueError: if the rate is not positive.
+    """
     require_positive("lr", learning_rate)
+    options: dict[str, Any] = {} if weight_decay is None else {"weight_decay": weight_decay}
     if name == "momentum":
-        return torch.optim.SGD(parameters, lr=learning_rate, momentum=MOMENTUM)
+        return torch.optim.SGD(parameters, lr=learning_rate, momentum=MOMENTUM, **options)
     factories: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "sgd": torch.optim.SGD,
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,
         "rmsprop": torch.optim.RMSprop,
     }
-    return factories[name](parameters, lr=learning_rate)
+    return factories[name](parameters, lr=learning_rate, **options)
 
 
 def rate_of(optimizer: torch.optim.Optimizer) -> float:
@@ -172,6 +185,14 @@ def build_model(task: TrainingTask, data: TaskData, seed: int) -> nn.Module:
     """The task's model with the weights of ``seed``; seeds torch's global generator."""
     torch.manual_seed(seed)
     return task.model(data)
+
+
+def build_optimizer(
+    task: TrainingTask, model: nn.Module, learning_rate: float
+) -> torch.optim.Optimizer:
+    """The task's optimizer for its model, at a rate."""
+    parameters = list(model.parameters())
+    return make_optimizer(task.optimizer, parameters, learning_rate, task.weight_decay)
 
 
 def evaluate(task: TrainingTask, model: nn.Module, split: Split) -> Evaluation:

@@ -22,7 +22,7 @@ from lrsearch.controllers.race import (
 )
 from lrsearch.training.batches import Batches
 from lrsearch.training.gradients import gets_no_gradient
-from lrsearch.training.loop import build_model, loss_function, make_optimizer
+from lrsearch.training.loop import build_model, build_optimizer, loss_function
 from lrsearch.training.task import TaskData, TrainingTask
 from lrsearch.training.threads import suitable_threads
 
@@ -113,7 +113,7 @@ def first_rate(task: TrainingTask, data: TaskData, seed: int, beta: float) -> tu
         The rate, and how many forward passes that took; the first gradient counts as three.
     """
     model = build_model(task, data, seed).to(data.train.inputs.device)
-    optimizer = make_optimizer(task.optimizer, list(model.parameters()), 1.0)
+    optimizer = build_optimizer(task, model, 1.0)
     inputs, targets = next(iter(Batches(data.train, task.batch_size, seed)))
     function = loss_function(task.loss, task.loss_scale)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -158,7 +158,7 @@ class _Run:
     def __init__(self, task: TrainingTask, data: TaskData, seed: int, rate: float) -> None:
         self._model = build_model(task, data, seed).to(data.train.inputs.device)
         self._model.train()
-        self._optimizer = make_optimizer(task.optimizer, list(self._model.parameters()), rate)
+        self._optimizer = build_optimizer(task, self._model, rate)
         self._batches = _endless(Batches(data.train, task.batch_size, seed))
         self._function = loss_function(task.loss, task.loss_scale)
         self._losses: list[float] = []

@@ -14,6 +14,7 @@ from lrsearch.errors import (
     InvalidArgumentError,
     InvalidTypeError,
     require_choice,
+    require_not_negative,
     require_positive,
 )
 
@@ -84,6 +85,8 @@ class TrainingTask:
         batch_size: rows per gradient step; None for full-batch descent.
         optimizer: one of "sgd", "momentum" (SGD with momentum 0.9), "adam", "adamw", "rmsprop".
         loss_scale: what the loss is multiplied by, as where it is a sum or weighs among others.
+        weight_decay: of the optimizer, as torch's means it (a penalty in the gradient; with "adamw"
+            a shrinking of the weights); None for torch's default (0; 0.01 with "adamw").
 
     Raises:
         ValueError: if an option is not one of those listed, or a count is not positive.
@@ -99,6 +102,7 @@ class TrainingTask:
     batch_size: int | None = 32
     optimizer: str = "sgd"
     loss_scale: float = 1.0
+    weight_decay: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("data", "model"):
@@ -110,6 +114,8 @@ class TrainingTask:
         require_choice("metric", self.metric, METRICS)
         require_choice("optimizer", self.optimizer, OPTIMIZERS)
         require_positive("loss_scale", self.loss_scale)
+        if self.weight_decay is not None:
+            require_not_negative("weight_decay", self.weight_decay)
         if self.epochs < 1:
             raise InvalidArgumentError(f"epochs must be at least 1, got {self.epochs!r}")
         if self.batch_size is not None and self.batch_size < 1:

@@ -46,6 +46,7 @@ NAMES = (
     "lipschitz-table1",
     "lipschitz-table2",
     "lipschitz-table3",
+    "joint-search",
     "calibration",
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -255,8 +256,6 @@ def test_an_error_in_the_users_model_fails_trial_and_study_and_comes_through(
 
 
 def test_a_model_that_cannot_be_built_leaves_no_run_open(runs: Runs, make_line: MakeLine) -> None:
-    from dataclasses import replace
-
     def broken(data: TaskData) -> nn.Module:
         raise RuntimeError("no such layer")
 
@@ -343,6 +342,27 @@ def test_a_study_is_not_resumed_as_another_one(
     assert len(search(make_line().task, resume=True, trials=3, **asked).trials) == 3
 
 
+def test_a_study_is_not_resumed_with_another_weight_decay(
+    make_line: MakeLine, tmp_path: Path
+) -> None:
+    keep = {"storage": f"sqlite:///{tmp_path / 'study.db'}", "study_name": "kept"}
+    asked: dict[str, Any] = {"method": "grid", "tracker": "none", **keep}
+    task = make_line(epochs=1).task
+    search(task, trials=1, **asked)
+    with pytest.raises(InvalidArgumentError, match=r"'kept' is a study with weight_decay=None"):
+        search(replace(task, weight_decay=0.1), resume=True, **asked)
+
+
+@pytest.mark.parametrize("method", ["exptest", "grid"])
+def test_a_tasks_weight_decay_is_trained_with(make_line: MakeLine, method: str) -> None:
+    """The line has no noise, so that only a decay keeps its loss from going to zero."""
+    task = make_line(epochs=20).task
+    options: dict[str, Any] = {"method": method, "tracker": "none"}
+    plain = search(replace(task, weight_decay=0.0), **options)
+    decayed = search(replace(task, weight_decay=1.0), **options)
+    assert decayed.trials["train_loss"].min() > 3.0 * plain.trials["train_loss"].min()
+
+
 def test_a_taken_study_name_is_refused_in_one_line(make_line: MakeLine, tmp_path: Path) -> None:
     keep = {"storage": f"sqlite:///{tmp_path / 'study.db'}", "study_name": "taken"}
     search(make_line(epochs=1).task, method="grid", trials=1, tracker="none", **keep)
@@ -412,8 +432,6 @@ def test_bad_tasks_are_refused(make_line: MakeLine) -> None:
         search(7, tracker="none")  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="'wine-logistc' is unknown; did you mean"):
         search("wine-logistc", tracker="none")
-    from dataclasses import replace
-
     task = replace(make_line().task, data=lambda seed: (1, 2))
     with pytest.raises(InvalidTypeError, match="data of task 'line' must return TaskData, got tup"):
         search(task, tracker="none")

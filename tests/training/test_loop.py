@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from lrsearch.controllers.exptest import Decision
+from lrsearch.controllers.race import RaceSettings
 from lrsearch.training.exptest import ExpTest
 from lrsearch.training.loop import (
     SilentObserver,
     build_model,
+    build_optimizer,
     evaluate,
     first_batch,
     loss_function,
@@ -19,6 +21,7 @@ from lrsearch.training.loop import (
     steps_per_epoch,
     train,
 )
+from lrsearch.training.probes import run_race
 from lrsearch.training.task import OPTIMIZERS, Split, TaskData, TrainingTask
 
 
@@ -252,6 +255,38 @@ def test_every_optimizer_of_a_task_can_be_made(name):
     optimizer = make_optimizer(name, [nn.Parameter(torch.ones(1))], 0.2)
     assert optimizer.param_groups[0]["lr"] == 0.2
     assert optimizer.param_groups[0].get("momentum", 0.0) == (0.9 if name == "momentum" else 0.0)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_task_without_weight_decay_has_torchs_own(name):
+    optimizer = build_optimizer(make_task(optimizer=name), nn.Linear(2, 1), 0.2)
+    assert optimizer.param_groups[0]["weight_decay"] == (0.01 if name == "adamw" else 0.0)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_tasks_weight_decay_is_its_optimizers(name, decay):
+    optimizer = build_optimizer(make_task(optimizer=name, weight_decay=decay), nn.Linear(2, 1), 0.2)
+    assert optimizer.param_groups[0]["weight_decay"] == decay
+
+
+def test_a_race_is_run_with_the_tasks_weight_decay():
+    settings = RaceSettings(total_steps=16)
+    plain, decayed = (
+        run_race(make_task(weight_decay=decay), DATA, 1, settings) for decay in (0.0, 0.5)
+    )
+    shared = plain.probes.keys() & decayed.probes.keys()
+    assert shared
+    assert all(plain.probes[rung].losses[-1] != decayed.probes[rung].losses[-1] for rung in shared)
+
+
+@pytest.mark.parametrize(
+    ("decay", "error"), [(-0.1, ValueError), (math.inf, ValueError), ("0.1", TypeError)]
+)
+def test_a_weight_decay_that_is_none_is_refused_in_one_line(decay, error):
+    with pytest.raises(error, match=r"weight_decay must be a .*number.*got") as info:
+        make_task(weight_decay=decay)
+    assert "\n" not in str(info.value)
 
 
 def test_an_observer_may_renew_the_rate_after_each_epoch_but_the_last():
