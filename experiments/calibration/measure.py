@@ -24,7 +24,8 @@ from experiments.calibration.shapes import (
     Slope,
 )
 from experiments.calibration.window_tests import WINDOW_TESTS
-from lrsearch.controllers.exptest import WATCH_LENGTHS, ExpTestSettings, ExpTestState, judge
+from lrsearch.controllers.exptest import WATCH_LENGTHS, ExpTestState, judge
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.controllers.replay import first_look, search_verdict
 
 Cell = dict[str, Any]

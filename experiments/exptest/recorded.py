@@ -21,8 +21,8 @@ from experiments.exptest.notebook_fit import notebook_f_test
 from experiments.harness.cells import Cell, Measured, Row
 from experiments.harness.reproduction import Plan, Report, Reproduction, Results
 from lrsearch.cli.tables import plain, replayed
-from lrsearch.controllers.exptest import ExpTestSettings
 from lrsearch.controllers.replay import search_verdict
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.engine.figures import draw_replay
 from lrsearch.engine.recorded import Replay, replay_curve
 from lrsearch.errors import MissingDataError

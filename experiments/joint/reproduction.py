@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
-from experiments.harness.cells import Cell, Measured
-from experiments.harness.reproduction import SEED, Plan, Report, Reproduction, Results
+from experiments.harness.cells import SEED, Cell, Measured
+from experiments.harness.reproduction import Plan, Report, Reproduction, Results
 from experiments.harness.resampling import FloatArray
 from experiments.joint.searching import (
     BATCH_SIZES,

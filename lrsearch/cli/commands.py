@@ -158,7 +158,7 @@ def compare(options: Namespace) -> int:
 def replay(options: Namespace) -> int:
     """What ExpTest decides along a recorded loss curve, and why."""
     from lrsearch.cli.tables import looks, replayed
-    from lrsearch.controllers.exptest import ExpTestSettings
+    from lrsearch.controllers.settings import ExpTestSettings
     from lrsearch.engine.figures import save_replay
     from lrsearch.engine.recorded import read_curve, replay_curve
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from lrsearch.controllers.exptest import (
     Decision,
-    ExpTestSettings,
     ExpTestState,
     correct_window,
     diverged,
@@ -19,6 +18,7 @@ from lrsearch.controllers.exptest import (
     judge,
     open_window,
 )
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.stats.divergence import first_divergence
 from lrsearch.windows import WindowStats
 

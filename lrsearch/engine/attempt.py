@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 import pandas as pd
 
-from lrsearch.controllers.exptest import ExpTestSettings
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.engine.accounts import Accounts
 from lrsearch.engine.drawing import LOSS, KeptCurve, log_picture
 from lrsearch.engine.lipschitz import RenewedRate

@@ -17,8 +17,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lrsearch.controllers.exptest import ExpTestSettings
 from lrsearch.controllers.replay import level_of
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.engine.result import SearchResult
 from lrsearch.engine.start import Start
 from lrsearch.errors import MissingPackageError

@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from lrsearch.controllers.exptest import ExpTestSettings
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.errors import InvalidArgumentError
 from lrsearch.studies import ExpTestPruner, ExpTestSampler, LipschitzSampler, TryPruner
 from lrsearch.studies.quiet import quiet_optuna

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 from torch import nn
 
-from lrsearch.controllers.exptest import ExpTestSettings
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.engine.attempt import Assignment, Attempt, Keeping
 from lrsearch.engine.memory import out_of_memory
 from lrsearch.engine.methods import LR, TRY_EPOCHS, Plan

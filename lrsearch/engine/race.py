@@ -11,8 +11,9 @@ import pandas as pd
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from lrsearch.controllers.exptest import ExpTestSettings, probe_window
+from lrsearch.controllers.exptest import probe_window
 from lrsearch.controllers.race import Probe, compare
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.engine.methods import LR
 from lrsearch.engine.progress import SearchWatcher
 from lrsearch.engine.provenance import DataRecord

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from lrsearch.controllers.exptest import ExpTestSettings
 from lrsearch.controllers.replay import first_look, level_of, replay
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.engine.result import finite
 from lrsearch.errors import (
     InvalidArgumentError,

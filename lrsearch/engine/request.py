@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, replace
 from os import PathLike
 from typing import Any, Final
 
-from lrsearch.controllers.exptest import ExpTestSettings
 from lrsearch.controllers.race import RaceSettings
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.engine.lipschitz import default_multipliers
 from lrsearch.engine.methods import METHODS, Plan, make_plan
 from lrsearch.engine.start import Start, checked_start, find_start

@@ -9,8 +9,9 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial
 
-from lrsearch.controllers.exptest import Decision, ExpTestSettings
+from lrsearch.controllers.exptest import Decision
 from lrsearch.controllers.replay import search_verdict
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.errors import InvalidArgumentError
 from lrsearch.stats.convergence import Mode
 from lrsearch.studies.attributes import WINDOW_PREFIX

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lrsearch.controllers.exptest import (
     Decision,
-    ExpTestSettings,
     ExpTestState,
     correct_window,
     diverged,
@@ -22,6 +21,7 @@ from lrsearch.controllers.exptest import (
     lowered,
     open_window,
 )
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.errors import InvalidArgumentError, InvalidTypeError, require_positive
 from lrsearch.stats.convergence import Mode
 from lrsearch.tracking import StepTracker

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lrsearch.controllers.exptest import Decision, ExpTestSettings, ExpTestState, probe_window
+from lrsearch.controllers.exptest import Decision, ExpTestState, probe_window
 from lrsearch.controllers.race import (
     Fate,
     Order,
@@ -20,6 +20,7 @@ from lrsearch.controllers.race import (
     next_move,
     was_hopeless,
 )
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.errors import InvalidArgumentError
 from lrsearch.stats.series import FloatArray
 from lrsearch.training.gradients import gets_no_gradient

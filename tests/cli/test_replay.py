@@ -12,7 +12,7 @@ import pytest
 
 from lrsearch.cli import main as cli
 from lrsearch.cli.main import main
-from lrsearch.controllers.exptest import ExpTestSettings
+from lrsearch.controllers.settings import ExpTestSettings
 
 STEPS = np.arange(400)
 NOISE = 0.02 * np.random.default_rng(1).standard_normal(400)

@@ -29,8 +29,8 @@ from experiments.lipschitz.table2 import EPOCHS
 from experiments.shifted_digits import GRID, TASKS
 from lrsearch.cli import main as cli
 from lrsearch.cli.main import main
-from lrsearch.controllers.exptest import ExpTestSettings
 from lrsearch.controllers.replay import search_verdict
+from lrsearch.controllers.settings import ExpTestSettings
 
 NAMES = (
     "exptest-table1",

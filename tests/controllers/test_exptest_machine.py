@@ -9,10 +9,7 @@ from hypothesis import strategies as st
 
 from lrsearch.controllers.exptest import (
     CEILING_STEPS,
-    PAPER_FLOOR,
-    ROBUST_FLOOR,
     SMALLEST_FACTOR,
-    ExpTestSettings,
     ExpTestState,
     correct_window,
     diverged,
@@ -21,6 +18,7 @@ from lrsearch.controllers.exptest import (
     judge,
     open_window,
 )
+from lrsearch.controllers.settings import PAPER_FLOOR, ROBUST_FLOOR, ExpTestSettings
 from lrsearch.errors import InvalidArgumentError, InvalidTypeError
 
 NAN = float("nan")

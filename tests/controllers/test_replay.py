@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrsearch.controllers.exptest import ExpTestSettings
 from lrsearch.controllers.replay import first_look, replay, search_verdict
+from lrsearch.controllers.settings import ExpTestSettings
 
 ROBUST, PAPER = ExpTestSettings(), ExpTestSettings(mode="paper")
 

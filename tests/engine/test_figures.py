@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrsearch.controllers.exptest import ExpTestSettings
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.engine.figures import draw_replay, save_replay
 from lrsearch.engine.recorded import Replay, replay_curve
 from lrsearch.errors import InvalidArgumentError, MissingPackageError

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lrsearch import Split, TaskData, TrainingTask
-from lrsearch.controllers.exptest import ExpTestSettings
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.engine.methods import make_plan
 from lrsearch.engine.objective import Objective
 from lrsearch.engine.progress import SilentWatcher

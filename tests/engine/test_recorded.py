@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lrsearch.controllers.exptest import ExpTestSettings
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.engine.recorded import read_curve, replay_curve
 from lrsearch.errors import InvalidArgumentError, LrsearchError, MissingDataError
 from lrsearch.tracking import MissingPackageError, RecordedCurve, find_curves

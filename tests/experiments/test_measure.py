@@ -11,7 +11,7 @@ from scipy import stats
 
 from experiments.calibration.measure import cells, measure, watch
 from experiments.calibration.shapes import SLOPES
-from lrsearch.controllers.exptest import ExpTestSettings
+from lrsearch.controllers.settings import ExpTestSettings
 
 REPLICATES = 400
 # No more than chance allows (99.9 %) at a true level of 5 %, no less at a true power of 95 %.

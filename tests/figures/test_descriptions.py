@@ -7,8 +7,8 @@ from math import inf, nan
 import numpy as np
 import pytest
 
-from lrsearch.controllers.exptest import ExpTestSettings
 from lrsearch.controllers.replay import level_of, replay
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.figures.curve import JudgedCurve, loss_figure, training_figure
 from lrsearch.figures.description import Figure, Panel, range_of, spans_decades
 from lrsearch.figures.study import StudyPoints, TriedRate, comparison_figure, ladder_figure

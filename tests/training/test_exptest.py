@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from lrsearch.controllers.exptest import ExpTestSettings
 from lrsearch.controllers.replay import search_verdict
+from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.errors import InvalidArgumentError, InvalidTypeError
 from lrsearch.studies.attributes import PVALUE, REASON, WINDOW_PREFIX
 from lrsearch.training.exptest import ExpTest
