@@ -25,8 +25,8 @@ from experiments.calibration.shapes import (
 )
 from experiments.calibration.window_tests import WINDOW_TESTS
 from lrsearch.controllers.exptest import WATCH_LENGTHS, ExpTestState, judge
-from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.controllers.replay import first_look, search_verdict
+from lrsearch.controllers.settings import ExpTestSettings
 
 Cell = dict[str, Any]
 
