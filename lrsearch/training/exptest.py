@@ -230,6 +230,7 @@ class ExpTest:
             "steps": self._steps,
             "rate": self._rate,
             "share": self._share,
+            "lower_at": self._lower_at,
             "stretches": list(self._stretches),
             "told": self._told,
             "losses": losses,
@@ -262,7 +263,7 @@ class ExpTest:
         self._share = float(state["share"])
         self._stretches = [(int(step), float(rate)) for step, rate in state["stretches"]]
         self._told = int(state["told"])
-        self._lower_at = self._settings.annealing_from
+        self._lower_at = state["lower_at"]
         self._windows = [WindowStats(**window) for window in state["windows"]]
         if self._snapshot is not None:
             self._snapshot.load_state_dict(state["snapshot"])
