@@ -193,7 +193,8 @@ def test_search_prints_the_ladder_and_the_answer(capsys: pytest.CaptureFixture[s
     # No terminal, no progress; one line of what the race has found.
     assert re.fullmatch(r"lrsearch: note: race of \d+ rates, \d+ steps: lr=[\d.e-]+, .+\n", err)
     assert out.startswith("wine-logistic, exptest\n")
-    assert "learning rate 0." in out
+    assert re.search(r"\nlearning rate \d", out)
+    assert "probe: won" in out
     assert "gradient steps in all" in out
     assert out.endswith("Nothing was recorded.\n")
 
@@ -363,6 +364,7 @@ SEARCH_OPTIONS = {
     "--data-dir": ".",
     "--json": "-",
     "--start": "lipschitz",
+    "--anneal": "0.3",
     "--multipliers": "0.1,1",
     "--workers": "cuda:0,2",
     "--per-device": "3",
@@ -388,7 +390,10 @@ def test_every_option_of_search_reaches_the_engine(
 
     monkeypatch.setattr("lrsearch.engine.search", fake)
     pairs = [part for pair in SEARCH_OPTIONS.items() for part in pair]
-    assert main(["search", "any", *pairs, "--resume", "--no-tracking", "--log-model"]) == 0
+    assert (
+        main(["search", "any", *pairs, "--no-guard", "--resume", "--no-tracking", "--log-model"])
+        == 0
+    )
     del given["watcher"]
     assert given == {
         "task": "any",
@@ -415,6 +420,8 @@ def test_every_option_of_search_reaches_the_engine(
         "data_dir": ".",
         "start": "lipschitz",
         "multipliers": (0.1, 1.0),
+        "anneal": 0.3,
+        "guard": False,
         "log_model": True,
     }
 
@@ -470,7 +477,8 @@ def test_import_and_help_load_no_framework(code: str) -> None:
 def test_a_search_with_tracking_writes_json_alone_and_nothing_to_a_pipe(
     store_uri: str, tmp_path: Path
 ) -> None:
-    arguments = ("search", *QUICK[:-1], "--tracking-uri", store_uri, "--json", "-")
+    (note,) = done.stderr.splitlines()
+    assert note.startswith("lrsearch: note: race of ")
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 0
     assert done.stderr == ""
