@@ -15,7 +15,6 @@ from lrsearch.controllers.exptest import probe_window
 from lrsearch.controllers.race import Probe, compare
 from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.engine.methods import LR
-from lrsearch.engine.progress import SearchWatcher
 from lrsearch.engine.provenance import DataRecord
 from lrsearch.engine.request import Prepared
 from lrsearch.engine.result import DEVICE, SECONDS, STEPS, windows_row
@@ -39,7 +38,6 @@ def record_race(
     study: optuna.Study,
     prepared: Prepared,
     run: RunTracker,
-    watcher: SearchWatcher,
     *,
     uid: str,
     seen: DataRecord | None,
@@ -51,7 +49,6 @@ def record_race(
         study: without trials, but for probes of the same race.
         prepared: of the search, with a race that was run.
         run: of the study.
-        watcher: is told what won.
         uid: of the study.
         seen: how a tracker calls the data; None if nothing is recorded.
         device: on which the race was run.
@@ -91,8 +88,6 @@ def record_race(
         if seen is not None:
             child.log_input(seen.name, seen.digest, profile=seen.profile)
         _record_probe(study, number, race, rung, child, at, prepared.settings, device)
-    found = f"lr={race.rate:.4g}, {race.reason}" if race.holds else race.reason
-    watcher.noted(f"race of {len(race.probes)} rates, {race.steps} steps: {found}")
 
 
 def race_steps(study: optuna.Study) -> int:

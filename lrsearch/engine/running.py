@@ -196,7 +196,7 @@ def search(
         seen = data_record(prepared.data) if recorded else None
         describe(run, prepared, seen, resumed=kept.resumed)
         if prepared.start.race is not None:
-            record_race(study, prepared, run, told, uid=kept.uid, seen=seen, device=device)
+            record_race(study, prepared, run, uid=kept.uid, seen=seen, device=device)
         work = _Work(
             prepared,
             kept,
