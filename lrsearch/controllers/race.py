@@ -203,6 +203,8 @@ def _may_be_better(settings: RaceSettings, probe: Probe, best: Probe) -> bool:
 def _so_far(settings: RaceSettings, probes: Mapping[int, Probe]) -> Winner:
     """The winner where no further probe can be paid for."""
     alive = _alive(settings, probes)
+    if not alive and settings.replays:
+        return Winner(max(probes), "no rate holds")
     if not alive:
         return Winner(max(probes) + 1, "no rate above it holds, and the race's steps are spent")
     fallen = [rung for rung in alive if has_fallen(settings, probes[rung].losses)]

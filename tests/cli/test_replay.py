@@ -139,6 +139,8 @@ def test_bad_input_is_one_line_and_status_2(
 def test_defaults_of_the_command_are_those_of_the_machine() -> None:
     options = vars(cli._parser().parse_args(["replay", "any"]))
     parameters = inspect.signature(ExpTestSettings).parameters
-    assert {name: options[name] for name in parameters} == {
-        name: each.default for name, each in parameters.items()
+    # A recorded curve has run at a rate of its own: nothing was raced, and nothing can be annealed.
+    told = parameters.keys() - {"anneal", "raced"}
+    assert {name: options[name] for name in told} == {
+        name: parameters[name].default for name in told
     }
