@@ -42,9 +42,11 @@ from lrsearch import search
 from lrsearch.engine import running
 from lrsearch.engine.attempt import Attempt
 from lrsearch.engine.progress import SilentWatcher
+from lrsearch.engine.result import STEPS
 from lrsearch.engine.workers.running import open_worker
 from lrsearch.engine.workers.spec import Durability, WorkerSpec
 from lrsearch.studies import reaper
+from lrsearch.studies.attributes import PROBE
 from lrsearch.studies.quiet import quiet_optuna
 from lrsearch_integrations.mlflow_tracker import open_study_run
 
@@ -183,7 +185,9 @@ class Lives:
         kept = {
             "answer": (result.lr, result.value, result.val_loss, result.train_loss),
             "stop_reason": result.stop_reason,
-            "steps": result.steps,
+            "steps": sum(
+                trial.user_attrs.get(STEPS, 0) for trial in trials if PROBE not in trial.user_attrs
+            ),
             "run_id": result.run_id,
             "uid": result.study.user_attrs["lrsearch:run_uid"],
             "windows": result.windows,
@@ -368,7 +372,7 @@ def coordinate(folder: Path, store: Path, seed: int, phases: list[str]) -> int:
     """Kill workers of one study after another at all of ``phases``."""
     rng = random.Random(seed)
     fate, studies = Fate(phases, rng), []
-    for number in range(14):
+    for number in range(18):
         if not fate:
             break
         lives = Lives(PLANS[number % len(PLANS)], folder / f"study-{number}", store, rng)

@@ -71,7 +71,7 @@ def falling(noise=0.01):
 def plateau():
     """Down at first, and then no further: the rate decays."""
     steps = np.arange(TOTAL)
-    return np.exp(-0.1 * steps) + 0.2 + 0.01 * np.random.default_rng(0).standard_normal(TOTAL)
+    return np.exp(-0.1 * steps) + 0.5 + 0.01 * np.random.default_rng(0).standard_normal(TOTAL)
 
 
 @pytest.mark.parametrize("anneal", [None, 1.0, 0.25])
@@ -98,7 +98,7 @@ def test_the_rate_falls_by_a_line_to_the_last_step_in_no_more_stairs_than_are_al
 
 
 def test_decays_and_the_line_are_multiplied_and_none_comes_once_the_rate_falls_by_itself():
-    run = Run(plateau(), raced=False, anneal=0.3).walk(TOTAL)
+    run = Run(plateau(), anneal=0.3).walk(TOTAL)
     decays = [step for step, d in enumerate(run.decisions) if d.kind == "decay"]
     assert decays
     assert max(decays) < 0.7 * TOTAL
