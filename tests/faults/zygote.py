@@ -79,11 +79,11 @@ class Plan:
 
 
 PLANS = (
-    Plan("race", "race", {"epochs": 20}),
     Plan("ladder", "ladder", {"start": "bound", "epochs": 20}, 300.0),
     Plan("grid", "grid", {"method": "grid", "trials": 4, "epochs": 7}),
     Plan("another ladder", "ladder", {"start": "bound", "epochs": 20, "seed": 5}, 3000.0),
     Plan("tries", "tries", {"method": "lipschitz", "multipliers": (0.1, 1.0, 3.0), "epochs": 7}),
+    Plan("race", "race", {"epochs": 20}),
 )
 
 

@@ -167,7 +167,7 @@ def test_a_frozen_layer_and_a_model_without_matrices_are_no_dead_ones():
     model = relu_net(0.0)
     for parameter in model[0].parameters():
         parameter.grad = None
-    assert not gets_no_gradient(model)
+    assert not gets_no_gradient(model.parameters())
     assert not gets_no_gradient(nn.BatchNorm1d(3))
     assert not gets_no_gradient(nn.Linear(2, 2))  # no step was taken yet
 
