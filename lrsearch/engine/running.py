@@ -23,7 +23,7 @@ from lrsearch.engine.record import describe, log_failure, open_run, report
 from lrsearch.engine.request import Prepared, SearchRequest, prepare
 from lrsearch.engine.result import SearchResult, choose, total_steps, trials_table, window_rows
 from lrsearch.engine.storage import Keeping, begin_study, keeping
-from lrsearch.engine.workers.crew import Crew, checked_crew, checked_device
+from lrsearch.engine.workers.crew import Crew, checked_crew, checked_device, race_device
 from lrsearch.engine.workers.joining import kept_start, write_recipe
 from lrsearch.engine.workers.keepsakes import Keepsake, Keepsakes
 from lrsearch.engine.workers.loop import Worker
@@ -173,7 +173,7 @@ def search(
     known = kept_start(kept) if kept.resumed and request.start == "race" else None
     address = (tracker, experiment, title_of(request, chosen), tracking_uri, method)
     try:
-        prepared = prepare(request, chosen, start=known, device=device)
+        prepared = prepare(request, chosen, start=known, device=race_device(device, crew))
     except LrsearchError:
         raise  # nothing of the user's own was run
     except Exception as error:  # of the user's data or model: on record, as a trial's is

@@ -69,8 +69,10 @@ class Record:
         return str(self.client.get_run(run_id).info.experiment_id)
 
     def children(self, parent: str) -> list[Any]:
+        """The runs of a study's trials; probes of its race are in no view."""
         search_filter = f"tags.`mlflow.parentRunId` = '{parent}'"
-        return list(self.client.search_runs([self.experiment], search_filter))
+        runs = self.client.search_runs([self.experiment], search_filter)
+        return [run for run in runs if run.data.tags["lrsearch.kind"] != "probe"]
 
     def lengths(self, runs: list[Any], metric: str) -> dict[str, int]:
         """Points of a metric, by the name of the run; runs without it are left out."""

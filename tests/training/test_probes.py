@@ -159,8 +159,8 @@ def relu_net(bias):
 
 
 def test_a_net_whose_units_are_all_off_gets_no_gradient():
-    assert gets_no_gradient(relu_net(-1e3))
-    assert not gets_no_gradient(relu_net(0.0))
+    assert gets_no_gradient(relu_net(-1e3).parameters())
+    assert not gets_no_gradient(relu_net(0.0).parameters())
 
 
 def test_a_frozen_layer_and_a_model_without_matrices_are_no_dead_ones():
@@ -168,8 +168,8 @@ def test_a_frozen_layer_and_a_model_without_matrices_are_no_dead_ones():
     for parameter in model[0].parameters():
         parameter.grad = None
     assert not gets_no_gradient(model.parameters())
-    assert not gets_no_gradient(nn.BatchNorm1d(3))
-    assert not gets_no_gradient(nn.Linear(2, 2))  # no step was taken yet
+    assert not gets_no_gradient(nn.BatchNorm1d(3).parameters())
+    assert not gets_no_gradient(nn.Linear(2, 2).parameters())  # no step was taken yet
 
 
 def test_a_race_that_no_rung_survives_has_no_winner_but_in_name():

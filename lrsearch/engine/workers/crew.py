@@ -82,6 +82,13 @@ def checked_device(device: str, crew: Crew | None) -> str:
     return "cuda:0" if device == "cuda" else device
 
 
+def race_device(device: str, crew: Crew | None) -> str:
+    """Where the race before the trials is run: the single worker's device, or a crew's first."""
+    if isinstance(crew, LocalCrew) and crew.seats[0].device != "cpu":
+        return crew.seats[0].label
+    return device
+
+
 def _registered(name: str, per_device: int) -> Crew:
     for entry in entry_points(group="lrsearch.crews", name=name):
         try:
