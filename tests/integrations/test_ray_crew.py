@@ -84,7 +84,8 @@ def run(
         if options.get("workers") == "ray":
             options.setdefault("storage", f"journal:{tmp_path / 'study.journal'}")
         options.setdefault("tracker", "none")
-        return search(f"worker_tasks:{task}", **options)
+        # A ladder from the bound: a race before it would leave the crew little to do.
+        return search(f"worker_tasks:{task}", **{"start": "bound"} | options)
 
     return started
 
