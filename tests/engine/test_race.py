@@ -16,7 +16,6 @@ from optuna.trial import TrialState
 
 from lrsearch import search
 from lrsearch.engine import running
-from lrsearch.engine.progress import SilentWatcher
 from lrsearch.engine.race import RACE, record_race
 from lrsearch.engine.request import SearchRequest, prepare
 from lrsearch.engine.start import Start
@@ -177,14 +176,14 @@ def test_what_is_told_a_tracker_twice_counts_once(make_line: MakeLine) -> None:
     prepared = prepare(SearchRequest(task=task), task)
     kept = {"uid": "u", "seen": None, "device": "cpu"}
     run, study = Points(), optuna.create_study()
-    record_race(study, prepared, run, SilentWatcher(), **kept)  # type: ignore[arg-type]
+    record_race(study, prepared, run, **kept)  # type: ignore[arg-type]
     once = {name: set(points) for name, points in run.points.items()}
     # The process died before the last probe was told to the study.
     again = optuna.create_study()
     again.set_user_attr(RACE, study.user_attrs[RACE])
     for trial in study.trials[:-1]:
         again.add_trial(trial)
-    record_race(again, prepared, run, SilentWatcher(), **kept)  # type: ignore[arg-type]
+    record_race(again, prepared, run, **kept)  # type: ignore[arg-type]
     assert run.points == once
     assert [t.user_attrs[PROBE] for t in again.trials] == [
         t.user_attrs[PROBE] for t in study.trials
