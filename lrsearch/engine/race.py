@@ -153,7 +153,8 @@ def _fate(race: Race, rung: int, probe: Probe) -> tuple[str, float]:
     if rung == race.rung:
         return f"probe: won, {race.reason}", _margin(race)
     test = compare(probe, race.probes[race.rung])
-    return f"probe: worse than {race.rate:.4g} by {test.difference:.3g}", 1.0 - test.pvalue
+    winner = race.rate_of(race.rung)
+    return f"probe: worse than {winner:.4g} by {test.difference:.3g}", 1.0 - test.pvalue
 
 
 def _margin(race: Race) -> float:

@@ -28,6 +28,8 @@ from lrsearch.training.threads import suitable_threads
 
 # Rungs above the rate at which the loss would be zero: where it never rises there is no edge.
 BEYOND = 3
+# Losses on an accelerator are read so many at a time: reading one waits for it.
+_CHUNK = 16
 # A gradient step costs as much as so many forward passes.
 _FORWARDS = 3
 
@@ -167,18 +169,27 @@ class _Run:
 
     def advance(self, steps: int) -> None:
         began = time.perf_counter()
+        pending: list[Tensor] = []
         while len(self._losses) < steps and self._fate == "alive":
             inputs, targets = next(self._batches)
             self._optimizer.zero_grad()
             loss = self._function(self._model(inputs), targets)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             self._optimizer.step()
-            self._losses.append(float(loss.detach()))
-            if hopeless(self._losses):
-                self._fate = "diverged"
+            pending.append(loss.detach())
+            full = len(pending) >= (1 if loss.device.type == "cpu" else _CHUNK)
+            if full or len(self._losses) + len(pending) >= steps:
+                self._read(pending)
+                pending = []
         if self._fate == "alive" and gets_no_gradient(self._model.parameters()):
             self._fate = "dead"
         self._seconds += time.perf_counter() - began
+
+    def _read(self, pending: list[Tensor]) -> None:
+        for loss in torch.stack(pending).tolist():
+            self._losses.append(loss)
+            if hopeless(self._losses):
+                self._fate = "diverged"
 
     def probe(self) -> Probe:
         return Probe(np.asarray(self._losses), self._fate, self._seconds)
