@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from lrsearch_integrations.mlflow_connection import Connection
 from lrsearch_integrations.mlflow_delivery import Delivery
-from lrsearch_integrations.spool import Spool, SpooledRun
+from lrsearch_integrations.spool import Spool, SpooledRun, SpoolError
 
 # A request costs the same for one value as for dozens, and while it is made up the training waits
 # for the interpreter. So the pause between two grows with what the last one took.
@@ -124,7 +124,7 @@ class Sender:
                 # Whatever goes wrong with one run must not end the thread for all.
                 with contextlib.suppress(OSError, ValueError):
                     self.deliver(delivery)
-                if delivery.done and self.holds(delivery):  # not let go of meanwhile
+                if delivery.done:
                     self.forget(delivery)
             pause = min(max(SHORTEST_PAUSE, (time.thread_time() - began) / SHARE), LONGEST_PAUSE)
             with self._changed:
@@ -132,26 +132,33 @@ class Sender:
 
     def forget(self, delivery: Delivery) -> None:
         """Let go of a run that the store has; its folder goes too, once no other run needs it."""
-        _remove(self.spool, delivery.run, delivery.header.uid)
-        parent = self.spool.find(delivery.header.parent) if delivery.header.parent else None
-        if parent is not None:
-            mark = parent.mark
-            if mark.closed and mark.offset >= parent.size and parent.acquire():
-                _remove(self.spool, parent, delivery.header.parent)
-        with self._changed:
-            self._deliveries.pop(delivery.header.uid, None)
+        with self._sending:
+            if delivery.left:  # let go of meanwhile: its folder may be another's now
+                return
+            delivery.left = True
+            _remove(self.spool, delivery.run, delivery.header.uid)
+        if delivery.header.parent:
+            _remove_ended(self.spool, delivery.header.parent)
+        self._drop(delivery)
 
     def let_go(self, delivery: Delivery) -> None:
         """Leave a run to others, with what the store does not have yet: its folder stays."""
-        with self._sending, self._changed:
-            self._deliveries.pop(delivery.header.uid, None)
-            delivery.left = True
-            delivery.run.release()
+        with self._sending:
+            if not delivery.left:
+                delivery.left = True
+                delivery.run.release()
+        self._drop(delivery)
 
     def holds(self, delivery: Delivery) -> bool:
         """Whether there is still something to do about a run."""
         with self._changed:
             return self._deliveries.get(delivery.header.uid) is delivery
+
+    def _drop(self, delivery: Delivery) -> None:
+        # Once its folder is free somebody here may have gone on with the run: theirs stays.
+        with self._changed:
+            if self.holds(delivery):
+                del self._deliveries[delivery.header.uid]
 
 
 def _remove(spool: Spool, run: SpooledRun, uid: str) -> None:
@@ -161,5 +168,23 @@ def _remove(spool: Spool, run: SpooledRun, uid: str) -> None:
         run.remove()
 
 
+def _remove_ended(spool: Spool, uid: str) -> None:
+    """Remove a run that has ended and of which the store has everything, if nobody writes it."""
+    run = spool.find(uid)
+    if run is None or not _has_ended(run) or not run.acquire():
+        return
+    if _has_ended(run):  # nobody has gone on with it before it was locked
+        _remove(spool, run, uid)
+    else:
+        run.release()
+
+
+def _has_ended(run: SpooledRun) -> bool:
+    with contextlib.suppress(SpoolError):  # gone meanwhile
+        mark = run.mark
+        return mark.closed and mark.offset >= run.size
+    return False
+
+
 def _has_children(spool: Spool, uid: str) -> bool:
-    return any(run.header.parent == uid for run in spool.runs())
+    return any(header.parent == uid for header, _ in spool.entries())

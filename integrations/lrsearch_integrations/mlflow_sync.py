@@ -40,8 +40,8 @@ def sync_spool(folder: Path | None = None, tracking_uri: str | None = None) -> S
     chosen = None if tracking_uri is None else absolute_uri(tracking_uri)
     spool = Spool(folder or spool_folder(chosen or default_tracking_uri()))
     waiting: dict[str, int] = {}
-    for run in spool.runs():
-        uri = run.header.tracking_uri
+    for header, _ in spool.entries():
+        uri = header.tracking_uri
         if chosen in (None, uri):
             waiting[uri] = waiting.get(uri, 0) + 1
     reports = []
@@ -72,11 +72,17 @@ def sync(sender: Sender, *, patience: float = inf) -> tuple[int, int, int]:
     """
     sent = left = alive = 0
     end = time.monotonic() + patience
-    for run in sender.spool.runs():
-        if run.header.tracking_uri != sender.connection.uri:
+    for header, run in sender.spool.entries():
+        if header.tracking_uri != sender.connection.uri or not run.exists:
             continue
-        if not run.acquire():
+        try:
+            held = run.acquire()
+        except FileNotFoundError:  # its folder went this very moment
+            continue
+        if not held:
             alive += 1
+        elif not run.exists:  # another process has sent it meanwhile, and put it away
+            run.remove()
         elif time.monotonic() < end and not sender.connection.resting and _sent(sender, run):
             sent += 1
         else:

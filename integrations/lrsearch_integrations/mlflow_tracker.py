@@ -22,6 +22,7 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -42,7 +43,14 @@ from lrsearch_integrations.mlflow_store import (
     spool_folder,
 )
 from lrsearch_integrations.mlflow_sync import sync
-from lrsearch_integrations.spool import Header, Spool, SpoolError, milliseconds, new_uid
+from lrsearch_integrations.spool import (
+    Header,
+    RunTakenError,
+    Spool,
+    SpoolError,
+    milliseconds,
+    new_uid,
+)
 
 __all__ = ["MlflowRun", "attach_run", "open_study_run"]
 
@@ -76,18 +84,28 @@ def open_study_run(
     uri = default_tracking_uri() if tracking_uri is None else absolute_uri(tracking_uri)
     sender = Sender(Connection(open_client(uri), uri), Spool(spool_folder(uri)))
     given = {"lrsearch.kind": "study", **(tags or {})}
-    try:
-        run = begin_run(sender, experiment, name, given, uid=uid)
-    except SpoolError:
-        # Another process of the same study holds this run: write beside it.
-        shared = "" if uid is None else _await_run_id(sender.spool, uid)
-        if not shared:
-            raise
-        beside = f"{uid}-{new_uid()[:8]}"
-        run = begin_run(sender, experiment, name, {}, uid=beside, run_id=shared, owned=False)
+    run = _begun(sender, experiment, name, given, uid)
     run.require_store()
     threading.Thread(target=sync, args=(sender,), kwargs={"patience": 60.0}, daemon=True).start()
     return run
+
+
+def _begun(
+    sender: Sender, experiment: str, name: str, tags: Mapping[str, object], uid: str | None
+) -> MlflowRun:
+    """A study's run; one beside it where another process of the same study writes it."""
+    end = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            return begin_run(sender, experiment, name, tags, uid=uid)
+        except RunTakenError:
+            shared = "" if uid is None else _await_run_id(sender.spool, uid, end)
+            if not shared and time.monotonic() > end:
+                raise
+        if shared:
+            beside = f"{uid}-{new_uid()[:8]}"
+            return begin_run(sender, experiment, name, {}, uid=beside, run_id=shared, owned=False)
+        time.sleep(0.05)  # whoever has put it away lets go of it soon
 
 
 def attach_run(run_id: str, tracking_uri: str | None = None) -> MlflowRun:
@@ -122,11 +140,12 @@ def attach_run(run_id: str, tracking_uri: str | None = None) -> MlflowRun:
     return MlflowRun(sender, header)
 
 
-def _await_run_id(spool: Spool, uid: str) -> str:
+def _await_run_id(spool: Spool, uid: str, end: float) -> str:
     """The store's id of a run that another process has just opened, or is about to; "" if none."""
-    end = time.monotonic() + WAIT_SECONDS
-    while (other := spool.find(uid)) is not None:
-        if other.mark.run_id or time.monotonic() > end:
-            return other.mark.run_id
-        time.sleep(0.05)
+    with contextlib.suppress(SpoolError):  # put away meanwhile
+        while (other := spool.find(uid)) is not None:
+            known = other.mark.run_id
+            if known or time.monotonic() > end:
+                return known
+            time.sleep(0.05)
     return ""

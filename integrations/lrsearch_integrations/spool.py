@@ -146,6 +146,11 @@ class SpooledRun:
             raise SpoolError(f"no run is spooled in {self.folder}: {error}") from error
 
     @property
+    def exists(self) -> bool:
+        """Whether there is such a run: it may have been put away."""
+        return (self.folder / _HEADER).exists()
+
+    @property
     def mark(self) -> Mark:
         """How far the store has it; from the start where that is not known."""
         try:
@@ -322,7 +327,7 @@ class Spool:
         try:
             if not _acquired(run):
                 raise RunTakenError(f"the run {header.uid!r} is written by another process")
-            known = (run.folder / _HEADER).exists()
+            known = run.exists
             if not known:
                 run.clear()  # of what a kill has left of one that was being deleted
                 _write_whole(run.folder / _HEADER, json.dumps(asdict(header)))
@@ -342,19 +347,25 @@ class Spool:
 
     def runs(self) -> Iterator[SpooledRun]:
         """All runs in it, parents before their children."""
-        found = []
+        yield from (run for _, run in self.entries())
+
+    def entries(self) -> list[tuple[Header, SpooledRun]]:
+        """All runs in it with their headers, parents before their children.
+
+        A run that nobody holds may be gone, or another's, by the time it is looked at.
+        """
+        found: list[tuple[Header, SpooledRun]] = []
         with contextlib.suppress(OSError):
             for folder in self.folder.iterdir():
                 run = SpooledRun(folder)
                 with contextlib.suppress(SpoolError):
-                    header = run.header
-                    found.append(((bool(header.parent), header.start_time), run))
-        yield from (run for _, run in sorted(found, key=lambda each: each[0]))
+                    found.append((run.header, run))
+        return sorted(found, key=lambda each: (bool(each[0].parent), each[0].start_time))
 
     def find(self, uid: str) -> SpooledRun | None:
         """The run of that name, if it is here."""
         run = SpooledRun(self.folder / _folder_name(uid))
-        return run if (run.folder / _HEADER).exists() else None
+        return run if run.exists else None
 
 
 def _acquired(run: SpooledRun) -> bool:
