@@ -144,10 +144,13 @@ class Lives:
         return fork(lambda: self._live(slot, phase, nth, begun, seat), self.study.folder)
 
     def finish(self) -> None:
-        """Go on with the search itself, which reports."""
+        """Go on with the search itself, which reports; then have all sent that is left."""
         file = self.study.folder / "result.pickle"
         if not file.exists():
             wait_for(fork(self._report, self.study.folder))
+        # Not in the search's own process: what its thread is sending would be left to it, and
+        # the process ends. Locks of the dead are free.
+        wait_for(fork(send_what_is_left, self.study.folder))
         kept = pickle.loads(file.read_bytes())
         self.study.result = kept
         self.study.steps = (int(self._steps.sum()), int(kept["steps"]))
@@ -193,7 +196,6 @@ class Lives:
             "windows": result.windows,
             "trials": trials,
         }
-        lrsearch_integrations.mlflow_sync.sync_spool()
         (self.study.folder / "result.pickle").write_bytes(pickle.dumps(kept))
         return 0
 
@@ -228,6 +230,12 @@ class Lives:
             true(attempt)
 
         Attempt.stepped = stepped  # type: ignore[method-assign]
+
+
+def send_what_is_left() -> int:
+    """As ``lrsearch sync`` does."""
+    lrsearch_integrations.mlflow_sync.sync_spool()
+    return 0
 
 
 def scale_bound(factor: float) -> None:
