@@ -16,14 +16,22 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from lrsearch.studies.attributes import REASON
 
 
+def _hold_nothing(trial_id: int) -> bool:
+    return True
+
+
 def claim_waiting(
-    study: optuna.Study, wanted: Callable[[FrozenTrial], bool] = lambda trial: True
+    study: optuna.Study,
+    wanted: Callable[[FrozenTrial], bool] = lambda trial: True,
+    hold: Callable[[int], bool] = _hold_nothing,
 ) -> Trial | None:
     """Take a waiting trial, the one of the lowest number first; None if there is none to be had.
 
     Args:
         study: whose trial.
         wanted: which ones may be taken.
+        hold: is told the id of the one that was taken before the sampler is; False leaves that
+            trial alone.
     """
     storage = study._storage
     waiting = storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.WAITING,))
@@ -34,7 +42,7 @@ def claim_waiting(
             mine = storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
         except UpdateFinishedTrialError:
             continue
-        if mine:
+        if mine and hold(trial._trial_id):
             return _begun(study, trial._trial_id)
     return None
 
@@ -67,9 +75,15 @@ def end_unused(study: optuna.Study, trial: FrozenTrial | Trial, reason: str) -> 
     study.tell(trial.number, state=TrialState.PRUNED)
 
 
-def begin_new(study: optuna.Study) -> Trial:
-    """Begin a trial that was not there before."""
-    return _begun(study, study._storage.create_new_trial(study._study_id))
+def begin_new(study: optuna.Study, hold: Callable[[int], bool] = _hold_nothing) -> Trial | None:
+    """Begin a trial that was not there before; None if it could not be held.
+
+    Args:
+        study: whose trial.
+        hold: is told its id before the sampler is; False leaves the trial alone.
+    """
+    trial_id = study._storage.create_new_trial(study._study_id)
+    return _begun(study, trial_id) if hold(trial_id) else None
 
 
 def give_back(study: optuna.Study, trial: Trial) -> None:

@@ -134,11 +134,16 @@ class Lease:
         Returns:
             Whether the trial is this worker's; if not, leave it alone and ask for another.
         """
-        self.release()
         if isinstance(trial, Trial):
-            trial_id = trial._trial_id
-        else:
-            trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial)
+            return self.hold_id(trial._trial_id)
+        number = trial
+        return self.hold_id(
+            self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        )
+
+    def hold_id(self, trial_id: int) -> bool:
+        """Take the lease on a trial by its id in the storage, as `hold` does."""
+        self.release()
         # Threads look at the event and the flag of the hold that they were started for.
         self.lost, self._stop = threading.Event(), threading.Event()
         self._record = LeaseRecord(self._worker, uuid.uuid4().hex[:12], 0, this_process())

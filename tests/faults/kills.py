@@ -193,8 +193,8 @@ PHASES: dict[str, tuple[Arm, int]] = {
         1,
     ),
     "after a trial is begun": (_after(SharedJournal, "create_new_trial"), 2),
-    "before the lease": (_before(Lease, "hold"), 2),
-    "after the lease": (_after(Lease, "hold"), 2),
+    "before the lease": (_before(Lease, "hold_id"), 2),
+    "after the lease": (_after(Lease, "hold_id"), 2),
     "in a beat": (_after(Lease, "_write"), 6),
     "after the reaper has counted": (
         _after(SharedJournal, _IN_STORAGE, _attribute(ATTEMPTS)),

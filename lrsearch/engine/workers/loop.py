@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -70,6 +70,7 @@ class Worker:
     stop: threading.Event = field(default_factory=threading.Event)
     max_failures: int = MAX_FAILURES
     _failures: int = 0
+    _outrun: bool = False
     _at_hand: Trial | None = None
     _dominated: threading.Event = field(default_factory=threading.Event)
 
@@ -86,11 +87,17 @@ class Worker:
             if self.reaper is not None:
                 self.reaper.reap()
             trials = self._trials()
-            trial = self._next(trials)
+            self._outrun = False
+            try:
+                trial = self._next(trials)
+            except BaseException:
+                if self.lease is not None:
+                    self.lease.release()
+                raise
             if trial is not None:
                 self._run(trial)
                 nap = _SHORTEST_NAP
-            elif not any(each.state in _UNFINISHED for each in trials):
+            elif not self._outrun and not any(each.state in _UNFINISHED for each in trials):
                 return True
             else:
                 self.stop.wait(nap)
@@ -116,8 +123,8 @@ class Worker:
         if self.plan.queue is not None:
             if not waiting:  # one question less
                 return None
-            return claim_waiting(self.study, lambda queued: self._may_begin(queued, trials))
-        trial = claim_waiting(self.study, lambda queued: not is_spare(queued)) if waiting else None
+            return self._claim(lambda queued: self._may_begin(queued, trials))
+        trial = self._claim(lambda queued: not is_spare(queued)) if waiting else None
         if trial is not None:
             return trial
         sampler = self.study.sampler
@@ -127,11 +134,24 @@ class Worker:
         spent = sum(not gave_way(each) and PROBE not in each.user_attrs for each in others)
         over = spent >= self.plan.trials or sampler.verdict(self.study) is not None
         if not over and not sampler.waits(self.study):
-            spare = claim_waiting(self.study, is_spare) if waiting else None
-            return spare or begin_new(self.study)
+            spare = self._claim(is_spare) if waiting else None
+            return spare or begin_new(self.study, self._hold)
         if not any(each.state in _UNFINISHED for each in others):
             drop_waiting(self.study, is_spare, NO_RUNG)
         return None
+
+    def _claim(self, wanted: Callable[[FrozenTrial], bool]) -> Trial | None:
+        return claim_waiting(self.study, wanted, self._hold)
+
+    def _hold(self, trial_id: int) -> bool:
+        """Take the lease before the sampler chooses: it may wait, and is not to be taken for dead.
+
+        Another worker, to whom the trial then goes, would else choose beside it.
+        """
+        if self.lease is None or self.lease.hold_id(trial_id):
+            return True
+        self._outrun = True  # somebody else has it: the study is not over
+        return False
 
     def _may_begin(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
         """Whether a queued trial's turn has come: the best try is known once all have ended."""
@@ -142,8 +162,6 @@ class Worker:
 
     def _run(self, trial: Trial) -> None:
         """Train a trial, and tell what came out if it is still this worker's to tell."""
-        if self.lease is not None and not self.lease.hold(trial):
-            return  # somebody else was faster
         self._dominated.clear()
         self._at_hand = trial
         try:

@@ -14,6 +14,7 @@ from lrsearch.engine.result import SearchResult
 from lrsearch.engine.workers.loop import NO_RUNG
 from lrsearch.studies import ExpTestSampler
 from lrsearch.studies.attributes import RUNG
+from lrsearch.studies.leases import Lease, read_lease
 from lrsearch.studies.storages import open_storage
 
 
@@ -92,3 +93,52 @@ def test_while_all_rungs_are_tried_a_trial_without_one_waits_too(storage: str) -
     study._storage.set_trial_state_values(number, TrialState.WAITING)
     assert isinstance(study.sampler, ExpTestSampler)
     assert study.sampler.waits(study)
+
+
+def test_a_worker_holds_its_trial_before_it_takes_a_rung(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It may wait for others there, and is not to be taken for dead meanwhile.
+    add_spare(storage)
+    held: list[bool] = []
+    true = ExpTestSampler.before_trial
+
+    def before_trial(self: ExpTestSampler, study: optuna.Study, trial: Any) -> None:
+        held.append(read_lease(study._storage.get_trial(trial._trial_id)) is not None)
+        true(self, study, trial)
+
+    monkeypatch.setattr(ExpTestSampler, "before_trial", before_trial)
+    result = run(storage)
+    assert held == [True] * len(result.trials)
+
+
+def test_a_worker_that_could_not_hold_its_new_trial_does_not_take_the_study_for_over(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outrun = []
+    true = Lease.hold_id
+
+    def hold_id(self: Lease, trial_id: int) -> bool:
+        if not outrun:  # a reaper has queued it again, so early
+            outrun.append(trial_id)
+            self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+        return true(self, trial_id)
+
+    monkeypatch.setattr(Lease, "hold_id", hold_id)
+    result = run(storage)
+    assert outrun
+    assert result.trials["state"].iloc[-1] == "COMPLETE"
+
+
+def test_a_worker_whose_sampler_fails_holds_nothing(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def before_trial(self: ExpTestSampler, study: optuna.Study, trial: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ExpTestSampler, "before_trial", before_trial)
+    with pytest.raises(ZeroDivisionError):
+        run(storage)
+    (trial,) = optuna.load_study(study_name="s", storage=open_storage(storage)).trials
+    assert trial.state == TrialState.RUNNING
+    assert read_lease(trial) is None
