@@ -52,5 +52,12 @@ LEASED: Final = "lrsearch:leased"
 LEASE: Final = "lrsearch:lease"
 """Trial: who works on it, see `lrsearch.studies.leases`; ``None`` while it waits for a worker."""
 
+TURN: Final = "lrsearch:turn"
+"""Trial whose worker died before it took a rung: ``{"trial": int, "after": int, "place": int}``.
+
+It takes a rung behind the trial ``after``, which was the newest when it was claimed again, and
+behind those with a lower place there; not when its own, older number says. With another trial's
+number it says nothing."""
+
 ATTEMPTS: Final = "lrsearch:attempts"
 """Trial: ``{"died": int, "last": str}``: how many workers died over it, and who was the last."""

@@ -6,7 +6,8 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from datetime import datetime
+from typing import Any, TypeAlias
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
@@ -14,7 +15,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from lrsearch.errors import InvalidArgumentError, require_in_open_unit_interval, require_positive
-from lrsearch.studies.attributes import PVALUE, REASON, RUNG, STOP_REASON
+from lrsearch.studies.attributes import ATTEMPTS, PVALUE, REASON, RUNG, STOP_REASON, TURN
 from lrsearch.studies.exptest_pruner import ExpTestPruner
 from lrsearch.studies.owned_parameter import OwnedParameterSampler
 from lrsearch.studies.rungs import Rung, Scale, Search, read_rung, was_queued
@@ -22,6 +23,7 @@ from lrsearch.studies.rungs import Rung, Scale, Search, read_rung, was_queued
 _PATIENCE_SECONDS = 2.0
 _SHORTEST_NAP_SECONDS = 0.001
 _LONGEST_NAP_SECONDS = 0.05
+_Birth: TypeAlias = tuple[str, int, datetime | None]
 
 
 class ExpTestSampler(OwnedParameterSampler):
@@ -36,8 +38,9 @@ class ExpTestSampler(OwnedParameterSampler):
     Exactness: concurrent trials get distinct rungs, each once. Optuna's storages have no
     compare-and-swap, but every trial has a number of its own; a new trial waits until each
     running trial with a lower number has recorded its rung (it does so within milliseconds of its
-    birth), so rungs are handed out in the order of the numbers. It waits two seconds at most, in
-    case a worker died in between.
+    birth), so rungs are handed out in the order of the numbers. One that was queued again by a
+    `Reaper`, before it took a rung, stands behind all that were there when it was claimed. A trial
+    waits two seconds at most for each of those before it, in case a worker died in between.
 
     The answer is that of one worker: a completed trial ends its ladder once every higher rung was
     rejected. With ``ExpTest(trial=...)`` a trial whose rate passes the test ends those on lower
@@ -93,7 +96,7 @@ class ExpTestSampler(OwnedParameterSampler):
         self._stop_when_found = bool(stop_when_found)
         # Trials that were awaited in vain, so that a dead worker costs its survivors one wait
         # and not one wait a trial. No part of the search: losing it costs time alone.
-        self._given_up: set[tuple[str, int]] = set()
+        self._given_up: set[_Birth] = set()
 
     def waits(self, study: optuna.Study) -> bool:
         """Whether a worker should wait before it asks for a trial.
@@ -201,14 +204,27 @@ class ExpTestSampler(OwnedParameterSampler):
         if was_queued(trial):
             place = Rung(trial.number, 0)
         else:
+            if ATTEMPTS in trial.user_attrs:
+                self._stand_behind(study, trial)
             search = self._search(self._trials_after_elders(study, trial))
             one_ladder = self._stop_when_found and search.is_alone()
             place = search.choose(trial.number, one_ladder=one_ladder)
         _record(study, trial, RUNG, place._asdict())
         return place
 
+    def _stand_behind(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Let ``trial`` come after all that are there: they did not wait for it in the queue.
+
+        Whoever comes later finds it running, and waits as long as its turn is the old one.
+        """
+        trials = _all_trials(study)
+        newest = max(each.number for each in trials)
+        last = max(place for number, place, _ in map(_turn, trials) if number == newest)
+        turn = {"trial": trial.number, "after": newest, "place": last + 1}
+        _record(study, trial, TURN, turn)
+
     def _trials_after_elders(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
-        """Return all trials once every running one with a lower number has taken its rung.
+        """Return all trials once every running one before it has taken its rung.
 
         Queued trials are not awaited: they get their number long before they start, and take no
         rung of a ladder that another trial began. Nothing but the rung itself tells that a trial
@@ -220,13 +236,13 @@ class ExpTestSampler(OwnedParameterSampler):
             return [
                 each
                 for each in trials
-                if each.number < trial.number
+                if _turn(each) < _turn(trial)
                 and each.state == TrialState.RUNNING
                 and read_rung(each) is None
                 and not was_queued(each)
             ]
 
-        return self._await(study, elders_without_rung)
+        return self._await(study, elders_without_rung, in_turn=True)
 
     def _settled_values(
         self, study: optuna.Study, trial: FrozenTrial, space: dict[str, BaseDistribution]
@@ -241,7 +257,7 @@ class ExpTestSampler(OwnedParameterSampler):
             return [
                 each
                 for each in trials
-                if each.number < trial.number
+                if _turn(each) < _turn(trial)
                 and (other := read_rung(each)) is not None
                 and other.ladder == place.ladder
                 and other.rung is not None
@@ -265,18 +281,35 @@ class ExpTestSampler(OwnedParameterSampler):
         self,
         study: optuna.Study,
         pending: Callable[[list[FrozenTrial]], list[FrozenTrial]],
+        *,
+        in_turn: bool = False,
     ) -> list[FrozenTrial]:
-        """Return all trials as soon as none is pending, or when patience ends."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        """Return all trials as soon as none is pending, or when patience ends.
+
+        Args:
+            study: whose trials.
+            pending: which of them are waited for.
+            in_turn: whether they wait for each other. Each may then take as much longer as there
+                are others before it: it gives those up no sooner than this trial does.
+        """
+        began = time.monotonic()
+        first: _Birth | None = None
+        deadline = began
         nap = _SHORTEST_NAP_SECONDS
         while True:
             trials = _all_trials(study)
-            waited_for = [(study.study_name, each.number) for each in pending(trials)]
-            if all(key in self._given_up for key in waited_for):
+            births = [_birth(study, each) for each in sorted(pending(trials), key=_turn)]
+            left = [place for place, each in enumerate(births) if each not in self._given_up]
+            if not left:
                 return trials
-            if time.monotonic() >= deadline:
-                self._given_up.update(waited_for)
-                return trials
+            now = time.monotonic()
+            if first is None or (in_turn and births[left[0]] != first):
+                first = births[left[0]]
+                steps = left[0] + 1 if in_turn else 1
+                deadline = max(began + steps * _PATIENCE_SECONDS, now + _PATIENCE_SECONDS)
+            elif now >= deadline:
+                self._given_up.update([first] if in_turn else births)
+                continue
             time.sleep(nap)
             nap = min(1.5 * nap, _LONGEST_NAP_SECONDS)
 
@@ -301,6 +334,19 @@ class ExpTestSampler(OwnedParameterSampler):
 def _all_trials(study: optuna.Study) -> list[FrozenTrial]:
     # Not study.get_trials: under Hyperband that shows one bracket, and ladders span all of them.
     return study._storage.get_all_trials(study._study_id, deepcopy=False)
+
+
+def _turn(trial: FrozenTrial) -> tuple[int, int, int]:
+    """Where a trial stands in the order in which rungs are taken; no two stand at one place."""
+    turn = trial.user_attrs.get(TURN)
+    if turn is None or turn["trial"] != trial.number:  # that of a dead trial, copied to its retry
+        return trial.number, 0, trial.number
+    return turn["after"], turn["place"], trial.number
+
+
+def _birth(study: optuna.Study, trial: FrozenTrial) -> _Birth:
+    """Names the worker of a trial, as it were: each that claims it starts it anew."""
+    return study.study_name, trial.number, trial.datetime_start
 
 
 def _record(study: optuna.Study, trial: FrozenTrial, name: str, value: Any) -> None:

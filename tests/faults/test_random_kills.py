@@ -29,7 +29,13 @@ SEED = 6
 KILLS = 100
 
 # What a trial may have otherwise than in a study that nobody disturbed: times and places.
-OWN = {"lrsearch:seconds", "lrsearch:lease", "lrsearch:attempts", "lrsearch:device"}
+OWN = {
+    "lrsearch:seconds",
+    "lrsearch:lease",
+    "lrsearch:attempts",
+    "lrsearch:turn",
+    "lrsearch:device",
+}
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED"}
 
 # A rate, and whether the trial is a short try or a probe: what a trial is in a study, whatever its

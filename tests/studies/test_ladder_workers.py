@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lrsearch.studies import ExpTestSampler, ladder_sampler
-from lrsearch.studies.attributes import RUNG, STOP_REASON
+from lrsearch.studies.attributes import ATTEMPTS, RUNG, STOP_REASON
 
 
 def rungs(study: optuna.Study) -> list[tuple[int, int | None]]:
@@ -166,6 +168,105 @@ def test_a_younger_trial_waits_for_what_its_leader_is_about_to_suggest() -> None
         assert not momentum.done()
         expected = leader.suggest_float("momentum", 0.0, 0.99)
         assert momentum.result(timeout=1.0) == expected
+
+
+class Clock:
+    """Time that passes while somebody sleeps, and what happens at a moment of it."""
+
+    def __init__(self, at: float, event: Callable[[], None]) -> None:
+        self.now, self._at, self._event = 0.0, at, event
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        before, self.now = self.now, self.now + seconds
+        if before < self._at <= self.now:
+            self._event()
+
+
+def record_rung(study: optuna.Study, trial: FrozenTrial, ladder: int, rung: int) -> None:
+    study._storage.set_trial_user_attr(trial._trial_id, RUNG, {"ladder": ladder, "rung": rung})
+
+
+def queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
+    """As a reaper does."""
+    died = {"died": 1, "last": "gone"}
+    study._storage.set_trial_user_attr(trial._trial_id, ATTEMPTS, died)
+    study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_whoever_waits_for_a_dead_worker_is_given_the_time_for_it(
+    monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    patience = ladder_sampler._PATIENCE_SECONDS
+    study = optuna.create_study(sampler=ExpTestSampler(beta=0.1))
+    unborn_trial(study)  # its worker has died
+    if known:  # this process has waited for it before, and begun ladder 1
+        monkeypatch.setattr(ladder_sampler, "time", Clock(0.0, lambda: None))
+        study.ask()
+    slow = unborn_trial(study)
+    rung = int(known)
+    clock = Clock(patience + 0.06, lambda: record_rung(study, slow, 1, rung))
+    monkeypatch.setattr(ladder_sampler, "time", clock)
+    assert study.ask().user_attrs[RUNG] == {"ladder": 1, "rung": rung + 1}
+
+
+def test_a_trial_that_was_given_up_is_awaited_again_once_it_has_another_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = optuna.create_study(sampler=ExpTestSampler(beta=0.1))
+    dead = unborn_trial(study)
+    monkeypatch.setattr(ladder_sampler, "time", Clock(0.0, lambda: None))
+    assert study.ask().user_attrs[RUNG] == {"ladder": 1, "rung": 0}
+    queue_again(study, dead)
+    study._storage.set_trial_state_values(dead._trial_id, TrialState.RUNNING)
+    clock = Clock(0.05, lambda: record_rung(study, dead, 1, 1))
+    monkeypatch.setattr(ladder_sampler, "time", clock)
+    assert study.ask().user_attrs[RUNG] == {"ladder": 1, "rung": 2}
+
+
+@pytest.mark.parametrize("spares", [1, 2])
+def test_a_trial_that_was_queued_again_waits_for_those_that_did_not_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch, spares: int
+) -> None:
+    """They have looked while it waited in the queue, and are about to record their rung."""
+    study = optuna.create_study(sampler=ExpTestSampler(beta=0.1))
+    storage = study._storage
+    dead = [unborn_trial(study) for _ in range(spares)]
+    for each in dead:
+        queue_again(study, each)
+    last = unborn_trial(study)
+    true_record, true_sleep = ladder_sampler._record, time.sleep
+    waits = threading.Event()
+
+    def claim(trial: FrozenTrial) -> None:
+        storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+        study.sampler.before_trial(study, storage.get_trial(trial._trial_id))
+        waits.set()
+
+    def sleep(seconds: float) -> None:
+        waits.set()
+        true_sleep(seconds)
+
+    with ThreadPoolExecutor(spares) as pool:
+        left, claims = dead.copy(), []
+
+        def record(study: optuna.Study, trial: FrozenTrial, name: str, value: object) -> None:
+            # Each is caught before it tells its rung, by the next one, of a lower number.
+            if name == RUNG and left:
+                waits.clear()
+                claims.append(pool.submit(claim, left.pop()))
+                assert waits.wait(10.0)
+            true_record(study, trial, name, value)
+
+        monkeypatch.setattr(ladder_sampler, "_record", record)
+        monkeypatch.setattr(ladder_sampler.time, "sleep", sleep)
+        study.sampler.before_trial(study, last)
+        for each in claims:
+            each.result(timeout=10.0)
+    assert sorted(rungs(study)) == [(spares, rung) for rung in range(spares + 1)]
 
 
 def test_a_leader_that_never_suggests_is_awaited_only_so_long(
