@@ -206,7 +206,12 @@ class ExpTestSampler(OwnedParameterSampler):
         else:
             if ATTEMPTS in trial.user_attrs:
                 self._stand_behind(study, trial)
-            search = self._search(self._trials_after_elders(study, trial))
+            trials = self._trials_after_elders(study, trial)
+            taken = next(read_rung(each) for each in trials if each.number == trial.number)
+            if taken is not None:  # meanwhile, by a worker that has the trial now
+                trial.user_attrs[RUNG] = taken._asdict()
+                return taken
+            search = self._search(trials)
             one_ladder = self._stop_when_found and search.is_alone()
             place = search.choose(trial.number, one_ladder=one_ladder)
         _record(study, trial, RUNG, place._asdict())

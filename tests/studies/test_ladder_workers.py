@@ -269,6 +269,23 @@ def test_a_trial_that_was_queued_again_waits_for_those_that_did_not_wait_for_it(
     assert sorted(rungs(study)) == [(spares, rung) for rung in range(spares + 1)]
 
 
+def test_a_rung_that_another_worker_has_taken_for_the_same_trial_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A late reaper gave the trial to another worker while this one waited."""
+    study = optuna.create_study(sampler=ExpTestSampler(beta=0.1))
+    elder, trial = unborn_trial(study), unborn_trial(study)
+
+    def event() -> None:
+        record_rung(study, elder, 0, 0)
+        record_rung(study, trial, 0, 7)
+
+    monkeypatch.setattr(ladder_sampler, "time", Clock(0.05, event))
+    study.sampler.before_trial(study, trial)
+    assert trial.user_attrs[RUNG] == {"ladder": 0, "rung": 7}
+    assert rungs(study) == [(0, 0), (0, 7)]
+
+
 def test_a_leader_that_never_suggests_is_awaited_only_so_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -88,12 +88,7 @@ class Worker:
                 self.reaper.reap()
             trials = self._trials()
             self._outrun = False
-            try:
-                trial = self._next(trials)
-            except BaseException:
-                if self.lease is not None:
-                    self.lease.release()
-                raise
+            trial = self._taken(trials)
             if trial is not None:
                 self._run(trial)
                 nap = _SHORTEST_NAP
@@ -116,6 +111,18 @@ class Worker:
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
+
+    def _taken(self, trials: Sequence[FrozenTrial]) -> Trial | None:
+        """The next trial, held; without one, nothing is held."""
+        trial = None
+        try:
+            trial = self._next(trials)
+        except UpdateFinishedTrialError:
+            self._outrun = True  # another worker got it, and ended it while the sampler waited
+        finally:
+            if trial is None and self.lease is not None:
+                self.lease.release()
+        return trial
 
     def _next(self, trials: Sequence[FrozenTrial]) -> Trial | None:
         """The next trial to run; None while there is none to be had."""

@@ -142,3 +142,21 @@ def test_a_worker_whose_sampler_fails_holds_nothing(
     (trial,) = optuna.load_study(study_name="s", storage=open_storage(storage)).trials
     assert trial.state == TrialState.RUNNING
     assert read_lease(trial) is None
+
+
+def test_a_worker_whose_trial_was_ended_by_another_before_it_had_a_rung_goes_on(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = []
+    true = ExpTestSampler.before_trial
+
+    def before_trial(self: ExpTestSampler, study: optuna.Study, trial: Any) -> None:
+        if not lost:
+            lost.append(trial.number)
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.PRUNED)
+        true(self, study, trial)
+
+    monkeypatch.setattr(ExpTestSampler, "before_trial", before_trial)
+    result = run(storage)
+    assert lost == [0]
+    assert list(result.trials["state"])[-1] == "COMPLETE"
