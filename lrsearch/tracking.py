@@ -6,7 +6,7 @@ Nothing here knows a tracker: adapters register under the entry point groups
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -78,7 +78,12 @@ class RunTracker(StepTracker, Protocol):
         """Store a torch module as the model ``name``; its signature is that of ``example``."""
 
     def child(
-        self, name: str, *, tags: Mapping[str, object] | None = None, uid: str | None = None
+        self,
+        name: str,
+        *,
+        tags: Mapping[str, object] | None = None,
+        uid: str | None = None,
+        ready: Callable[[], None] | None = None,
     ) -> RunTracker:
         """Open a run nested in this one.
 
@@ -86,6 +91,9 @@ class RunTracker(StepTracker, Protocol):
             name: how it is shown.
             tags: short texts.
             uid: a name of the caller's own, by which a later process goes on with the same run.
+            ready: is called once nobody else here writes that run, which may have been waited for,
+                and before anything of it is changed. What it raises is passed on: the run stays as
+                others have left it.
         """
 
     def finish(self, status: RunStatus) -> None:
@@ -133,7 +141,12 @@ class NullRun:
         """Record nothing."""
 
     def child(
-        self, name: str, *, tags: Mapping[str, object] | None = None, uid: str | None = None
+        self,
+        name: str,
+        *,
+        tags: Mapping[str, object] | None = None,
+        uid: str | None = None,
+        ready: Callable[[], None] | None = None,
     ) -> RunTracker:
         """Return another run that records nothing."""
         return NullRun()

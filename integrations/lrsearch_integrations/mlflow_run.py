@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, get_args
@@ -62,6 +62,7 @@ def begin_run(
     parent_run_id: str = "",
     run_id: str = "",
     owned: bool = True,
+    ready: Callable[[], None] | None = None,
 ) -> MlflowRun:
     """Open a run; it is created by the sender, when the store answers.
 
@@ -75,6 +76,7 @@ def begin_run(
         parent_run_id: the store's id of that run, where it is known.
         run_id: the store's id of this run, where it existed before.
         owned: whether whoever writes also closes it.
+        ready: see ``RunTracker.child``.
 
     Raises:
         SpoolError: if the spool cannot be written, or another process writes this run.
@@ -92,7 +94,7 @@ def begin_run(
         owned=owned,
         named=uid is not None and not run_id,
     )
-    return MlflowRun(sender, header)
+    return MlflowRun(sender, header, ready)
 
 
 class MlflowRun:
@@ -103,10 +105,12 @@ class MlflowRun:
     ended by SIGTERM; after a SIGKILL the next study, or ``lrsearch sync``, closes it.
     """
 
-    def __init__(self, sender: Sender, header: Header) -> None:
+    def __init__(
+        self, sender: Sender, header: Header, ready: Callable[[], None] | None = None
+    ) -> None:
         self._sender = sender
         self._header = header
-        self._spooled = sender.spool.begin(header)
+        self._spooled = sender.spool.begin(header, ready)
         self._delivery = sender.add(self._spooled)
         self._process = os.getpid()
         self._lock = threading.RLock()
@@ -244,7 +248,12 @@ class MlflowRun:
         self._add_files({f"{name}/{file}": content for file, content in files.items()})
 
     def child(
-        self, name: str, *, tags: Mapping[str, object] | None = None, uid: str | None = None
+        self,
+        name: str,
+        *,
+        tags: Mapping[str, object] | None = None,
+        uid: str | None = None,
+        ready: Callable[[], None] | None = None,
     ) -> MlflowRun:
         """Open a run nested in this one; ``lrsearch.kind`` is "trial" unless given.
 
@@ -252,6 +261,8 @@ class MlflowRun:
             name: how the run is shown.
             tags: short texts.
             uid: a name of the caller's own, by which a later process goes on with the same run.
+            ready: is called once no other process writes that run, and again and again while one
+                does; what it raises is passed on, and the run stays as it is.
 
         Raises:
             SpoolError: if the spool cannot be written, or another process writes this run.
@@ -267,11 +278,14 @@ class MlflowRun:
                     uid=uid,
                     parent=self._header.uid,
                     parent_run_id=self._header.run_id,
+                    ready=ready,
                 )
             except RunTakenError:
                 # Whoever sends what a dead process has left lets go of it soon.
                 if time.monotonic() > end:
                     raise
+                if ready is not None:
+                    ready()
             time.sleep(0.05)
 
     def flush(self) -> bool:

@@ -20,7 +20,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -317,33 +317,54 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def begin(self, header: Header) -> SpooledRun:
+    def begin(self, header: Header, ready: Callable[[], None] | None = None) -> SpooledRun:
         """Open a run for writing; one that is there already goes on where it stopped.
+
+        Args:
+            header: who the run is.
+            ready: is called before anything is written, by which time nobody else does. What it
+                raises is passed on, and the run stays as it was.
 
         Raises:
             SpoolError: if the folder cannot be written, or another process writes this run.
         """
         run = SpooledRun(self.folder / _folder_name(header.uid))
-        try:
-            if not _acquired(run):
-                raise RunTakenError(f"the run {header.uid!r} is written by another process")
-            known = run.exists
+        with self._explained():
+            taken = not _acquired(run)
+        if taken:
+            raise RunTakenError(f"the run {header.uid!r} is written by another process")
+        known = run.exists
+        if ready is not None:
+            try:
+                ready()
+            except BaseException:
+                if known:
+                    run.release()
+                else:
+                    run.remove()
+                raise
+        with self._explained():
             if not known:
                 run.clear()  # of what a kill has left of one that was being deleted
                 _write_whole(run.folder / _HEADER, json.dumps(asdict(header)))
             elif run.mark.closed:
                 run.set_mark(replace(run.mark, closed=False))
-        except OSError as error:
-            if isinstance(error, SpoolError):
-                raise
-            raise SpoolError(
-                f"cannot write the spool {self.folder}: {error.strerror}; "
-                "choose another folder by LRSEARCH_SPOOL"
-            ) from error
         run.open()
         if known:
             run.write(REOPENED)  # an end that stands before this is none
         return run
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except SpoolError:
+            raise
+        except OSError as error:
+            raise SpoolError(
+                f"cannot write the spool {self.folder}: {error.strerror}; "
+                "choose another folder by LRSEARCH_SPOOL"
+            ) from error
 
     def runs(self) -> Iterator[SpooledRun]:
         """All runs in it, parents before their children."""

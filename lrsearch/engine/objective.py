@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from torch import nn
 
 from lrsearch.controllers.settings import ExpTestSettings
@@ -29,6 +30,10 @@ from lrsearch.training.keeping import SECONDS as CHECKPOINT_SECONDS
 from lrsearch.training.keeping import TrainingLeft
 from lrsearch.training.loop import steps_per_epoch
 from lrsearch.training.task import TaskData, TrainingTask
+
+
+def _always() -> bool:
+    return True
 
 
 @dataclass(slots=True)
@@ -63,6 +68,8 @@ class Objective:
         checkpoint_steps: also save whenever so many steps were taken; None: not for that reason.
         interrupted: called after each gradient step; what it returns ends the training (see
             ``training.keeping.Keeper``).
+        owned: whether the trial at hand is this process's. Where another worker has it, that one
+            writes its record.
     """
 
     task: TrainingTask
@@ -89,6 +96,7 @@ class Objective:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     checkpoint_steps: int | None = None
     interrupted: Callable[[], BaseException | None] | None = None
+    owned: Callable[[], bool] = _always
     chosen_loss: float = inf
     last: Attempt | None = None
 
@@ -99,13 +107,15 @@ class Objective:
 
         Raises:
             optuna.TrialPruned: if the rate was rejected.
-            TrainingLeft: if ``interrupted`` says so; the trial and its run stay open.
+            TrainingLeft: if ``interrupted`` says so; the trial and its run stay open. Also if the
+                trial is found to be another worker's; its run is left as that one wants it.
         """
         rate = trial.suggest_float(LR, self.plan.low, self.plan.high, log=True)
         run = self.run.child(
             f"{self.name_of(trial)}, seed {self.seed}",
             tags={"lrsearch.kind": self.kind, "lrsearch.method": self.method},
             uid=f"{self.uid}-{trial.number}" if self.uid else None,
+            ready=self._require_owned,
         )
         run.log_params(
             {
@@ -136,17 +146,36 @@ class Objective:
             status = None
             raise
         except Exception as error:
+            if isinstance(error, UpdateFinishedTrialError) or not self.owned():
+                status = None
+                raise _lost() from error
             told = out_of_memory(error, self.task, attempt)
             trial.set_user_attr(REASON, log_failure(run, told))
             raise told from (None if told is error else error)
         finally:
-            if attempt is None:  # the user's model could not be built
-                run.finish("failed")
-            elif status is None:
-                attempt.leave()
+            self._end(attempt, run, status)
+
+    def _require_owned(self) -> None:
+        if not self.owned():
+            raise _lost()
+
+    def _end(self, attempt: Attempt | None, run: RunTracker, status: RunStatus | None) -> None:
+        """Close a trial's run, or leave it open where there is no status."""
+        if attempt is None:  # the user's model could not be built, or there was no need
+            if status is None:
+                run.leave()
             else:
-                attempt.close(status)
-                self._take_over(attempt)
+                run.finish(status)
+            return
+        if status is None:
+            attempt.leave()
+            return
+        try:
+            attempt.close(status)
+        except UpdateFinishedTrialError as error:
+            attempt.leave()
+            raise _lost() from error
+        self._take_over(attempt)
 
     def discard(self, number: int) -> None:
         """Drop a trial's checkpoint: Optuna knows how the trial ended."""
@@ -210,6 +239,10 @@ class Objective:
         trial.study.set_user_attr(STOP_REASON, reason)
         with suppress(RuntimeError):  # not in study.optimize: whoever asks sees the reason
             trial.study.stop()
+
+
+def _lost() -> TrainingLeft:
+    return TrainingLeft("another worker has this trial", keep=False)
 
 
 def is_try(trial: optuna.Trial) -> bool:

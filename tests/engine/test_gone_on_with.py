@@ -108,7 +108,9 @@ class StoredRun(NullRun):
         self._fate.act()
         self._store.tables[name] = table
 
-    def child(self, name: str, *, tags: Any = None, uid: str | None = None) -> StoredRun:
+    def child(
+        self, name: str, *, tags: Any = None, uid: str | None = None, ready: Any = None
+    ) -> StoredRun:
         assert uid == "study-0"
         return self
 

@@ -67,7 +67,9 @@ class Kept(NullRun):
     def set_tags(self, tags: Any) -> None:
         self.tags.update(tags)
 
-    def child(self, name: str, *, tags: Any = None, uid: str | None = None) -> Kept:
+    def child(
+        self, name: str, *, tags: Any = None, uid: str | None = None, ready: Any = None
+    ) -> Kept:
         self.children.append(Kept())
         self.children[-1].tags = {"name": name, **(tags or {})}
         return self.children[-1]

@@ -42,7 +42,12 @@ class KeptRun(NullRun):
         self.tables[name] = table
 
     def child(
-        self, name: str, *, tags: Mapping[str, object] | None = None, uid: str | None = None
+        self,
+        name: str,
+        *,
+        tags: Mapping[str, object] | None = None,
+        uid: str | None = None,
+        ready: Any = None,
     ) -> KeptRun:
         self.children.append(KeptRun(name, tags))
         return self.children[-1]

@@ -161,7 +161,9 @@ class Points(NullRun):
         self.points: dict[str, set[tuple[str, int, float, int | None]]] = {}
         self.name = ""
 
-    def child(self, name: str, *, tags: Any = None, uid: str | None = None) -> Points:
+    def child(
+        self, name: str, *, tags: Any = None, uid: str | None = None, ready: Any = None
+    ) -> Points:
         one = Points()
         one.points, one.name = self.points, str(uid)
         return one

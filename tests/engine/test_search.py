@@ -213,7 +213,9 @@ class Runs(NullRun):
         self.children: list[Runs] = []
         self.tags: dict[str, object] = {}
 
-    def child(self, name: str, *, tags: Any = None, uid: str | None = None) -> Runs:
+    def child(
+        self, name: str, *, tags: Any = None, uid: str | None = None, ready: Any = None
+    ) -> Runs:
         self.children.append(Runs(name))
         return self.children[-1]
 

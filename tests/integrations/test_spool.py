@@ -236,6 +236,25 @@ def test_a_folder_that_goes_before_it_is_locked_is_made_again(
     assert list(run.records()) == [["t", {"b": "2"}]]
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_is_not_wanted_after_all_stays_as_it_was(spool: Spool, there: bool) -> None:
+    if there:
+        run = spool.begin(HEADER)
+        run.write("e", "complete", 1)
+        run.set_mark(Mark("id", "7", offset=run.size, closed=True))
+        run.release()
+
+    def ready() -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        spool.begin(HEADER, ready)
+    assert [list(run.records()) for run in spool.runs()] == [[["e", "complete", 1]]] * there
+    assert [run.mark.closed for run in spool.runs()] == [True] * there
+    assert len(list(spool.folder.iterdir())) == there
+    spool.begin(HEADER).remove()  # nobody holds it
+
+
 def test_parents_come_before_children(spool: Spool) -> None:
     for uid, parent, begun in (("c1", "p", 1), ("p", "", 5), ("c2", "p", 9), ("q", "", 2)):
         spool.begin(replace(HEADER, uid=uid, parent=parent, start_time=begun)).release()

@@ -82,6 +82,7 @@ class Worker:
             Exception: that of the last trial, after ``max_failures`` failures in a row.
         """
         self.objective.interrupted = self._interrupted
+        self.objective.owned = self._still_mine
         nap = _SHORTEST_NAP
         while not self.stop.is_set():
             if self.reaper is not None:
