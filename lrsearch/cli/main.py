@@ -278,8 +278,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guard",
         action=argparse.BooleanOptionalAction,
-        help="keep exptest's weights of the smallest validation loss, and lower the rate where "
-        "that loss rises (default: yes)",
+        help="keep exptest's weights of the best validation metric, and lower the rate where the "
+        "validation loss rises (default: yes)",
     )
     parser.add_argument(
         "--multipliers",

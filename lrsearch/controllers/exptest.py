@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -53,6 +53,9 @@ WATCH_LENGTHS = 32
 _ENDLESS = 2**62  # steps
 # A run whose loss has fallen by less than this share of its first one has not begun to.
 SHOULDER = 0.1
+# One that had fallen by this share and is back there has broken down: units have died.
+FALLEN = 0.3
+STRETCHES = 8
 # Rungs below this share of the first rate are not tried; decays stop there too.
 SMALLEST_FACTOR = 1e-8
 
@@ -73,6 +76,8 @@ class ExpTestState:
         length: steps after which the window is judged; None until corrected.
         looks: how often the present window was looked at already.
         windows: looks so far, over all windows.
+        lowest: smallest mean loss of an eighth of a window, at this rate and the rates it was
+            decayed from.
         stopped: whether the machine has said "stop".
     """
 
@@ -87,6 +92,7 @@ class ExpTestState:
     length: int | None = None
     looks: int = 0
     windows: int = 0
+    lowest: float = inf
     stopped: bool = False
 
     def as_dict(self) -> dict[str, Any]:
@@ -272,6 +278,8 @@ def _train(
     verdict = look.plateau(settings.level(state.looks))
     if end > settings.annealing_from:  # the rate falls by itself
         return look.next_window(verdict)
+    if settings.raced and look.has_broken_down():
+        return look.restart("broken down")
     if verdict == "plateau" and state.factor * settings.beta > SMALLEST_FACTOR:
         if settings.raced and not look.has_fallen():  # a shoulder: what has not begun is not over
             return look.next_window("not fallen yet")
@@ -315,6 +323,13 @@ def _planned(state: ExpTestState) -> int:
     if state.raw_length is None:
         raise InvalidArgumentError("state has no window: call open_window first")
     return state.raw_length
+
+
+def _lowest(losses: NDArray[np.float64]) -> float:
+    """Smallest mean of an eighth of the losses; infinite if there is no number."""
+    parts = np.array_split(losses, min(STRETCHES, max(losses.size, 1)))
+    means = [float(part.mean()) for part in parts if part.size and np.all(np.isfinite(part))]
+    return min(means, default=inf)
 
 
 class _Look:
@@ -376,8 +391,16 @@ class _Look:
 
     def has_fallen(self) -> bool:
         """Whether the losses lie below the run's first one by a share that matters."""
+        return self._below_first(float(self.losses.mean())) > SHOULDER
+
+    def has_broken_down(self) -> bool:
+        """Whether the losses are back where the run began, after they had plainly fallen."""
+        return self._below_first(self._state.lowest) > FALLEN and not self.has_fallen()
+
+    def _below_first(self, loss: float) -> float:
+        """How far a loss lies below the run's first one, as a share of it; -inf if it is not."""
         first = self._state.initial_loss or 0.0
-        return first - float(self.losses.mean()) > SHOULDER * abs(first)
+        return (first - loss) / abs(first) if first and isfinite(loss) else -inf
 
     def rises(self, level: float) -> bool:
         return self._rise_pvalue < level
@@ -418,7 +441,11 @@ class _Look:
         # Lower than the rate that failed: in training, decays count too.
         factor = self._state.factor * beta
         state = replace(
-            self._unmeasured(), phase="searching", factor=factor, restarts=self._state.restarts + 1
+            self._unmeasured(),
+            phase="searching",
+            factor=factor,
+            restarts=self._state.restarts + 1,
+            lowest=inf,
         )
         if factor < SMALLEST_FACTOR:
             stopped = replace(state, stopped=True)
@@ -428,7 +455,12 @@ class _Look:
     def _fresh(self) -> ExpTestState:
         """The next window begins here, with the same measured correction."""
         return replace(
-            self._state, start=self._end, looks=0, length=None, windows=self._state.windows + 1
+            self._state,
+            start=self._end,
+            looks=0,
+            length=None,
+            windows=self._state.windows + 1,
+            lowest=min(self._state.lowest, _lowest(self.losses)),
         )
 
     def _unmeasured(self) -> ExpTestState:

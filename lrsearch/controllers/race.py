@@ -5,13 +5,19 @@ losses are compared pair by pair. The bracket grows upward while the highest run
 downward while the lowest is; it ends when the best one has a worse rung on both sides. A rung that
 has not fallen yet decides nothing: where none has, the highest that hold are given more steps.
 
+A constant rate ends in its own noise, and the run that the race is for does not: its rate falls to
+0. So the best rung and those beside it are brought to their *ends* too, with a tail as the run has
+it, and the smallest loss of rows held back wins. Where that loss has hardly fallen, probes of twice
+the steps are compared. Of two rungs that are next to equal the lower rate is trained: what is too
+high for a run shows late.
+
 Where batches cannot be drawn again (a user's own loop), the same comparisons are made between
-losses on different batches. The tests hold there too, for they take the noise of the differences
-from the differences, but that noise is larger and they tell less. What they cannot tell must not
-end the race at a rate that is far too low: the highest rung has to be shown to be worse, and of
-those that are level the one with the smallest loss wins, not the lowest. A race that starts at a
-rate that may be far off leaps: its strides double until the best rung has rungs on both sides, and
-the gaps that this leaves are halved.
+losses on different batches, at constant rates. The tests hold there too, for they take the noise of
+the differences from the differences, but that noise is larger and they tell less. What they cannot
+tell must not end the race at a rate that is far too low: the highest rung has to be shown to be
+worse, and of those that are level the one with the smallest loss wins, not the lowest. A race that
+starts at a rate that may be far off leaps: its strides double until the best rung has rungs on both
+sides, and the gaps that this leaves are halved.
 
 Everything here is a pure function of what the probes have shown, in units of the ladder: the rate
 of rung k is ``first * beta**k``, and k may be negative.
@@ -21,31 +27,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, isfinite
-from typing import Literal, TypeAlias
+from math import ceil, inf, isfinite, log
+from typing import TypeAlias
 
-import numpy as np
-from scipy import special
+from lrsearch.controllers.rungs import FALL, Probe, compare, has_fallen, has_risen, is_calm, leader
+from lrsearch.errors import (
+    InvalidArgumentError,
+    require_at_least,
+    require_in_open_unit_interval,
+    require_positive,
+)
+from lrsearch.stats.pairing import FEWEST_PAIRS, paired_test
 
-from lrsearch.errors import require_at_least, require_in_open_unit_interval, require_positive
-from lrsearch.stats.pairing import PairedResult, paired_test
-from lrsearch.stats.plateau import plateau_test
-from lrsearch.stats.series import FloatArray
-
-Fate = Literal["alive", "diverged", "dead"]
-
-# A loss this many times the first one, so many times in a row, is beyond hope.
-HOPELESS_FACTOR, HOPELESS_RUN = 4.0, 3
-# A fall of less than this share of the loss is none; one of more needs no trend.
-FALL, PLAIN_FALL = 0.01, 0.3
-# A rise is one if it is as plain, and so many standard deviations of the losses.
-RISE_NOISE = 2.0
-# One curve overtakes another in time if it does by this share of the run.
-HORIZON = 0.5
 # Rungs that are given more steps where none has fallen.
 SLOW_RUNGS = 3
 # Rungs further from the first than this are not tried: 20 decades at beta = 0.33.
 FURTHEST = 42
+# Where the end's loss has fallen by less, in logs, longer probes are compared: up to so many times
+# their share of the run.
+SURE = 0.3
+LONGEST_ENDS = 4
+# One that has fallen by less has not fallen.
+FALLEN = 0.05
+# A rung below the best that keeps this share of the fall of the log loss is as good.
+KEPT = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +61,11 @@ class RaceSettings:
         total_steps: of the training run that the race is for.
         beta: ratio of one rung to the one above, in (0, 1).
         alpha: level of the tests, in (0, 1).
-        share: of ``total_steps``, for a probe.
-        fewest: steps of a probe at least: momentum takes ten to come up to its speed.
+        share: of ``total_steps``, for a probe and its tail.
+        fewest: steps of the two at least: momentum takes ten to come up to its speed.
+        tail: share of them over which the rate falls to 0; 0: rungs are compared at their constant
+            rates alone. It takes ``replays``.
         patience: share of ``total_steps`` that a rung is waited for while none has fallen.
-        rivals: whether a rung that comes up from behind is waited for.
-        slack: whether the rate may lie a part of a rung below the winner's.
         most: share of ``total_steps`` that all probes together may take; two probes at least.
         first_rung: the rung that is tried first.
         leaps: whether strides double at the ends of the ladder.
@@ -72,10 +77,9 @@ class RaceSettings:
     beta: float = 0.33
     alpha: float = 0.05
     share: float = 0.05
-    fewest: int = 16
+    fewest: int = 12
+    tail: float = 0.4
     patience: float = 0.4
-    rivals: bool = True
-    slack: bool = True
     most: float = 2.0
     first_rung: int = 0
     leaps: bool = False
@@ -89,41 +93,56 @@ class RaceSettings:
         require_in_open_unit_interval("patience", self.patience)
         require_at_least("fewest", self.fewest, 4)
         require_positive("most", self.most)
+        if not 0.0 <= self.tail < 1.0:
+            raise InvalidArgumentError(f"tail must be at least 0 and less than 1, got {self.tail}")
+        if self.tail and not self.replays:
+            raise InvalidArgumentError(
+                f"tail must be 0 without replays, got {self.tail}: different batches tell no ends "
+                "apart"
+            )
 
     @property
     def budget(self) -> int:
         """Steps that all probes together may take."""
-        return max(int(self.most * self.total_steps), 2 * self.probe)
+        two = 2 * (self.probe + self.tail_after(self.probe))
+        return max(int(self.most * self.total_steps), two)
 
     @property
     def probe(self) -> int:
-        """Steps of a probe."""
-        return max(self.fewest, ceil(self.share * self.total_steps))
+        """Steps of a probe, at its constant rate."""
+        return ceil((1.0 - self.tail) * max(self.fewest, ceil(self.share * self.total_steps)))
 
     @property
     def longest(self) -> int:
         """Steps that a rung is waited for."""
         return max(self.probe, int(self.patience * self.total_steps))
 
+    @property
+    def longest_end(self) -> int:
+        """Steps at a constant rate after which ends are compared at most."""
+        share = ceil((1.0 - self.tail) * ceil(self.share * self.total_steps))
+        return min(LONGEST_ENDS * share, self.longest)
 
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What a rung has shown so far.
+    def tail_after(self, steps: int) -> int:
+        """Steps of the tail that follows so many at a constant rate; 0 if there is none.
 
-    Attributes:
-        losses: shape (steps,), of its first steps [loss].
-        fate: "alive", "diverged" or "dead" (its weights get no gradient any more).
-        seconds: what it took.
-    """
-
-    losses: FloatArray
-    fate: Fate = "alive"
-    seconds: float = 0.0
+        A rung that was waited for has a tail as long as others have: it only stills the noise.
+        """
+        steps = min(steps, max(self.probe, self.longest_end))
+        return round(steps * self.tail / (1.0 - self.tail))
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Go on with a rung until it has had ``steps`` steps in all."""
+    """Go on with a rung until it has had ``steps`` steps in all, at its constant rate."""
+
+    rung: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """From where a rung is, let its rate fall to 0 over ``steps`` steps, and look at its end."""
 
     rung: int
     steps: int
@@ -131,18 +150,29 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Winner:
-    """The rung to train, and why; ``lower`` so many rungs (or a part of one) below it."""
+    """The rung to train, and why."""
 
     rung: int
     reason: str
-    lower: float = 0.0
 
 
-Move: TypeAlias = Order | Winner
+Move: TypeAlias = Order | Finish | Winner
+
+
+class _Wanted(Exception):  # noqa: N818  # no error: a rule lacks a number
+    """What has to be known first."""
+
+    def __init__(self, move: Order | Finish) -> None:
+        super().__init__(move)
+        self.move = move
 
 
 def next_move(
-    settings: RaceSettings, probes: Mapping[int, Probe], spent: int | None = None
+    settings: RaceSettings,
+    probes: Mapping[int, Probe],
+    spent: int | None = None,
+    *,
+    guess: float = inf,
 ) -> Move:
     """What follows from the probes so far.
 
@@ -150,19 +180,133 @@ def next_move(
         settings: of the race.
         probes: by rung; rung 0 is the first, larger numbers are lower rates.
         spent: steps of all probes so far, those included that were started over; None: as many as
-            the probes have losses.
+            the probes have.
+        guess: loss of the best constant output on the rows that are held back: a network that has
+            come no further has learned nothing from its inputs [loss].
     """
     if not probes:
         return Order(settings.first_rung, settings.probe)
-    move = _wish(settings, probes)
+    begun = [steps for probe in probes.values() for steps in probe.tails]
+    # What rungs show once they are given more steps to their ends does not open the bracket again.
+    seen = {rung: _cut(probe, min(begun)) for rung, probe in probes.items()} if begun else probes
+    move = _wish(settings, seen)
+    if isinstance(move, Order) and move.rung in probes:
+        had = probes[move.rung]
+        if had.fate != "alive" or had.losses.size >= move.steps:  # since the ends have begun
+            move = Winner(leader(seen, _alive(settings, seen)), "leads at constant rates")
+    if isinstance(move, Winner) and settings.tail and _alive(settings, seen):
+        steps = max(seen[rung].losses.size for rung in _alive(settings, seen))
+        try:
+            move = _final(settings, probes, move.rung, steps, guess)
+        except _Wanted as wanted:
+            move = wanted.move
     if isinstance(move, Winner):
         return move
     if spent is None:
-        spent = sum(probe.losses.size for probe in probes.values())
-    had = probes[move.rung].losses.size if settings.replays and move.rung in probes else 0
-    if spent + move.steps - had <= settings.budget:
-        return move
-    return _so_far(settings, probes)
+        spent = sum(probe.steps for probe in probes.values())
+    cost = move.steps
+    if isinstance(move, Order) and settings.replays and move.rung in probes:
+        cost -= probes[move.rung].losses.size
+    return move if spent + cost <= settings.budget else _so_far(settings, probes)
+
+
+def _cut(probe: Probe, steps: int) -> Probe:
+    """What a rung had shown after so many steps at its constant rate."""
+    if probe.losses.size <= steps:
+        return probe
+    return Probe(probe.losses[:steps], "alive", probe.seconds, probe.tails)
+
+
+def _final(
+    settings: RaceSettings, probes: Mapping[int, Probe], rung: int, steps: int, guess: float
+) -> Winner:
+    """The rung whose end is the best, from that which leads after ``steps`` steps on.
+
+    Raises:
+        _Wanted: if an end is not known yet.
+    """
+    first = min(float(next(iter(probes.values())).losses[0]), guess)
+    shorter = None
+    while True:
+        ends = _Ends(settings, probes, steps)
+        lowest = rung + SLOW_RUNGS
+        while not isfinite(ends[rung]) and rung < lowest:
+            rung += 1
+        for side in (-1, 1):
+            while ends[rung + side] < ends[rung] and not _close(ends[rung + side], ends[rung]):
+                rung += side
+        sure = _fall(first, ends[rung]) >= SURE
+        if sure or rung == shorter or 2 * steps > settings.longest_end:
+            break
+        shorter, steps = rung, 2 * steps
+    if not isfinite(ends[rung]):
+        return Winner(leader(probes, _alive(settings, probes)), "no end holds: it leads before")
+    if _fall(first, ends[rung]) < FALLEN:
+        while _close(ends[rung - 1], ends[rung]):
+            rung -= 1
+        return Winner(rung, "nothing has fallen: the highest rung that holds")
+    if _fall(first, ends[rung + 1]) >= KEPT * _fall(first, ends[rung]) > 0.0:
+        return Winner(rung + 1, "as good at its end as the rung above it")
+    return Winner(rung, "better at its end than the rungs beside it")
+
+
+def _close(one: float, other: float) -> bool:
+    """Whether two ends are next to equal."""
+    return isfinite(one) and abs(one - other) <= FALL * abs(other)
+
+
+class _Ends:
+    """The ends of rungs after so many steps at their constant rates."""
+
+    def __init__(self, settings: RaceSettings, probes: Mapping[int, Probe], steps: int) -> None:
+        self._settings, self._probes, self._steps = settings, probes, steps
+
+    def __getitem__(self, rung: int) -> float:
+        """Loss at a rung's end; infinite for one that does not hold.
+
+        Raises:
+            _Wanted: if it is not known yet.
+        """
+        if abs(rung) > FURTHEST:
+            return inf
+        probe = self._probes.get(rung)
+        if self._is_out(rung):
+            return inf
+        if probe is None or (probe.fate == "alive" and probe.losses.size < self._steps):
+            raise _Wanted(Order(rung, self._steps))
+        if probe.fate != "alive":
+            return inf
+        tail = probe.tails.get(self._steps)
+        if tail is None and probe.losses.size > self._steps:  # nobody asked while it was there
+            return inf
+        if tail is None:
+            raise _Wanted(Finish(rung, self._settings.tail_after(self._steps)))
+        return tail.end
+
+    def _is_out(self, rung: int) -> bool:
+        """Whether half the steps have shown a rung to be too high: twice as many make it no better.
+
+        A lower rate may still come up.
+        """
+        probe, below = self._probes.get(rung), self._probes.get(rung + 1)
+        half = self._steps // 2
+        if probe is None or below is None or half not in probe.tails or half not in below.tails:
+            return False
+        one, other = probe.tails[half], below.tails[half]
+        if not (isfinite(one.end) and isfinite(other.end)):
+            return not isfinite(one.end) and isfinite(other.end)
+        if min(one.rows.size, other.rows.size) < FEWEST_PAIRS or _close(one.end, other.end):
+            return False
+        return paired_test(other.rows, one.rows).pvalue < self._settings.alpha
+
+
+def _fall(first: float, end: float) -> float:
+    """How far a loss has fallen: in logs, which have no unit, where it is positive."""
+    if not isfinite(end):
+        return -inf
+    if first > 0.0 and end > 0.0:
+        return log(first / end)
+    return inf if end < first else -inf
 
 
 def _wish(settings: RaceSettings, probes: Mapping[int, Probe]) -> Move:
@@ -173,7 +317,7 @@ def _wish(settings: RaceSettings, probes: Mapping[int, Probe]) -> Move:
         if below is None:
             return Winner(max(probes), "no rate holds")
         return Order(below, settings.probe)
-    fallen = [rung for rung in alive if has_fallen(settings, probes[rung].losses)]
+    fallen = [rung for rung in alive if has_fallen(probes[rung].losses, settings.alpha)]
     if not fallen:
         return _wait(settings, probes, alive)
     best = leader(probes, fallen)
@@ -185,14 +329,7 @@ def _wish(settings: RaceSettings, probes: Mapping[int, Probe]) -> Move:
         rung = _beside(settings, probes, best, side)
         if rung is not None:
             return Order(rung, settings.probe)
-    rival = _rival(settings, probes, best) if settings.rivals else None
-    if rival is not None:
-        shorter = min((best, rival), key=lambda rung: probes[rung].losses.size)
-        return Order(shorter, min(2 * probes[shorter].losses.size, settings.longest))
-    lower = 0.0
-    if settings.slack and best + 1 in probes:
-        lower = slack(settings, probes[best], probes[best + 1])
-    return Winner(best, "better than the rungs beside it", lower)
+    return Winner(best, "better than the rungs beside it")
 
 
 def _may_be_better(settings: RaceSettings, probe: Probe, best: Probe) -> bool:
@@ -207,7 +344,16 @@ def _so_far(settings: RaceSettings, probes: Mapping[int, Probe]) -> Winner:
         return Winner(max(probes), "no rate holds")
     if not alive:
         return Winner(max(probes) + 1, "no rate above it holds, and the race's steps are spent")
-    fallen = [rung for rung in alive if has_fallen(settings, probes[rung].losses)]
+    ends = {
+        rung: (-steps, tail.end)
+        for rung in alive
+        for steps, tail in sorted(probes[rung].tails.items())
+        if isfinite(tail.end)
+    }
+    if ends:
+        best = min(ends, key=ends.__getitem__)
+        return Winner(best, "the best end so far, and the race's steps are spent")
+    fallen = [rung for rung in alive if has_fallen(probes[rung].losses, settings.alpha)]
     if fallen:
         best = leader(probes, fallen)
         return Winner(best, "the best so far, and the race's steps are spent")
@@ -236,139 +382,22 @@ def _beside(
     return None if beside in probes or side * beside <= side * rung else beside
 
 
-def _rival(settings: RaceSettings, probes: Mapping[int, Probe], best: int) -> int | None:
-    """A rung that lies behind, but comes up fast enough to matter, and may have more steps."""
-    for rung in (best - 1, best + 1):
-        probe = probes.get(rung)
-        if probe is None or probe.fate != "alive":
-            continue
-        shorter = min(probe.losses.size, probes[best].losses.size)
-        if shorter < settings.longest and overtakes(settings, probe, probes[best]):
-            return rung
-    return None
-
-
-def overtakes(settings: RaceSettings, behind: Probe, ahead: Probe) -> bool:
-    """Whether the curve that lies behind is shown to come up, and would pass in time.
-
-    The log of the ratio of the two losses is taken to go on falling as a line in the log of the
-    step, as it has between the second quarter and the second half.
-    """
-    steps = min(behind.losses.size, ahead.losses.size)
-    quarter, half = steps // 4, steps // 2
-    first, second = behind.losses[:steps], ahead.losses[:steps]
-    if half - quarter < 2 or np.any(first <= 0.0) or np.any(second <= 0.0):
-        return False
-    ratio = np.log(first / second)
-    before, after = ratio[quarter:half], ratio[half:]
-    gap, gained = float(after.mean()), float(before.mean() - after.mean())
-    error = float(np.sqrt(before.var(ddof=1) / before.size + after.var(ddof=1) / after.size))
-    freedom = min(before.size, after.size) - 1.0
-    if gained <= float(special.stdtrit(freedom, 1.0 - settings.alpha)) * error:
-        return False
-    if gap <= 0.0:
-        return True
-    speed = gained / np.log(2.0)  # the middles of the two stretches lie a factor of two apart
-    return bool(np.log(HORIZON * settings.total_steps / (0.75 * steps)) * speed > gap)
-
-
-def leader(probes: Mapping[int, Probe], rungs: Sequence[int]) -> int:
-    """The rung whose losses lie lowest, each two compared over the second half of what both had.
-
-    A rung that was given no more steps must not cut short what longer ones have shown since.
-    """
-    best = rungs[0]
-    for rung in rungs[1:]:
-        steps = min(probes[rung].losses.size, probes[best].losses.size)
-        late = slice(steps // 2, steps)
-        if np.mean(probes[rung].losses[late]) < np.mean(probes[best].losses[late]):
-            best = rung
-    return best
-
-
-def slack(settings: RaceSettings, best: Probe, below: Probe) -> float:
-    """The part of a rung by which the rate may be lower, from how little the rung below loses.
-
-    Where nothing but the rate limits progress, a rung that is lower by beta keeps beta of the fall
-    of the log loss: then there is none. A rung that keeps more shows that noise limits the higher
-    one already, and all the more in a run that is longer than its probe; one that keeps all of it
-    is as good. In between by a line. Both the logs and the share are free of the loss's unit.
-    """
-    steps = min(best.losses.size, below.losses.size)
-    late = slice(steps // 2, steps)
-    first = float(best.losses[0])
-    ends = float(np.mean(best.losses[late])), float(np.mean(below.losses[late]))
-    if below.fate != "alive" or not 0.0 < ends[0] < first or ends[1] <= 0.0:
-        return 0.0
-    kept = float(np.log(first / ends[1]) / np.log(first / ends[0]))
-    return min(max((kept - settings.beta) / (1.0 - settings.beta), 0.0), 1.0)
-
-
-def compare(first: Probe, second: Probe) -> PairedResult:
-    """Paired test over the second half of the shorter probe: does the first lie below?
-
-    Of the logarithms where all losses are positive: a rate that is too high has a few loud ones.
-    """
-    steps = min(first.losses.size, second.losses.size)
-    late = slice(steps // 2, steps)
-    one, other = first.losses[late], second.losses[late]
-    if np.all(one > 0.0) and np.all(other > 0.0):
-        return paired_test(np.log(one), np.log(other))
-    return paired_test(one, other)
-
-
-def has_fallen(settings: RaceSettings, losses: FloatArray) -> bool:
-    """Whether a curve has shown a fall that matters."""
-    if losses.size < 4 or not np.all(np.isfinite(losses)):
-        return False
-    half = losses.size // 2
-    early, late = float(losses[:half].mean()), float(losses[half:].mean())
-    first = float(losses[0])
-    if first - late < FALL * abs(first):  # a jump that came down again is no fall
-        return False
-    if first - late > PLAIN_FALL * abs(first):
-        return True
-    if early - late < FALL * abs(early):
-        return False
-    return plateau_test(losses, alpha=settings.alpha).verdict == "descending"
-
-
-def has_risen(losses: FloatArray) -> bool:
-    """Whether the second half lies above the first loss, by a plain share and beyond noise."""
-    late = losses[losses.size // 2 :]
-    rise = float(late.mean() - losses[0])
-    return rise > max(PLAIN_FALL * abs(float(losses[0])), RISE_NOISE * float(late.std()))
-
-
-def hopeless(losses: Sequence[float]) -> bool:
-    """Whether a probe is beyond hope with its last loss: not finite, or far above its first."""
-    if not losses:
-        return False
-    if not isfinite(losses[-1]):
-        return True
-    last = losses[-HOPELESS_RUN:]
-    limit = HOPELESS_FACTOR * abs(losses[0])
-    return len(losses) > HOPELESS_RUN and all(loss > limit for loss in last)
-
-
-def was_hopeless(losses: FloatArray) -> bool:
-    """Whether ``hopeless`` holds for a beginning of these losses, shape (steps,)."""
-    if not np.all(np.isfinite(losses)):
-        return True
-    above = losses > HOPELESS_FACTOR * np.abs(losses[:1])
-    runs = np.convolve(above, np.ones(HOPELESS_RUN), mode="full")
-    return bool(np.any(runs >= HOPELESS_RUN))
-
-
 def _wait(settings: RaceSettings, probes: Mapping[int, Probe], alive: Sequence[int]) -> Move:
-    """No rung has fallen: look higher while the highest holds, then wait for the highest few."""
-    above = _beside(settings, probes, alive[0], -1)
+    """No rung has fallen: look higher while the highest is calm, then wait for the highest few.
+
+    One whose losses lie far above those of the lowest rung is on no shoulder, be they ever so
+    noisy: without bounds on the rate, a model that tells the classes apart has losses of nothing
+    and losses beyond measure, and never breaks down.
+    """
+    lowest = probes[alive[-1]]
+    calm = [rung for rung in alive if is_calm(probes[rung], lowest)]
+    above = _beside(settings, probes, calm[0], -1)
     if above is not None:
         return Order(above, settings.probe)
     bottom = max(probes)
-    if len(alive) < SLOW_RUNGS and bottom < FURTHEST:
+    if len(calm) < SLOW_RUNGS and bottom < FURTHEST:
         return Order(bottom + 1, settings.probe)
-    candidates = alive[:SLOW_RUNGS]
+    candidates = calm[:SLOW_RUNGS]
     shortest = min(candidates, key=lambda rung: probes[rung].losses.size)
     steps = probes[shortest].losses.size
     if steps < settings.longest:

@@ -39,8 +39,8 @@ class Plan:
         controlled: whether ``ExpTest`` drives the rate inside a trial.
         reports: whether the validation loss is reported to the pruner.
         renewed: whether ``LipschitzLR`` renews the rate at each epoch's end.
-        guard: whether the weights of the smallest validation loss are kept, and a rise of it lowers
-            the rate.
+        guard: whether the weights of the best validation metric are kept, and a rise of the loss
+            lowers the rate.
         tries: whether short tries choose a multiplier; then the study ends with the trial that is
             trained in full, begun once all others have ended, and what broke down is made up for.
         queue: what each trial of the study is fixed to, in the order of their numbers; {} leaves it

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import optuna
 import pandas as pd
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lrsearch.controllers.exptest import probe_window
-from lrsearch.controllers.race import Probe, compare
+from lrsearch.controllers.rungs import Probe, compare, compare_ends
 from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.engine.methods import LR
 from lrsearch.engine.provenance import DataRecord
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 RACE: Final = "lrsearch:race"
 """Study: what its race has found, what it cost beside the probes' steps, and when it was told."""
+
+ENDS: Final = "lrsearch:ends"
+"""Trial of a probe: validation loss where its rate had fallen to 0, by its steps until there."""
 
 # Losses of a probe that an Optuna storage is told.
 _REPORTS = 20
@@ -107,14 +111,17 @@ def _record_probe(
     device: str,
 ) -> None:
     probe, rate = race.probes[rung], race.rate_of(rung)
-    steps = probe.losses.size
     dated = _Dated(run, at)
+    ends = {steps + tail.losses.size: tail.end for steps, tail in sorted(probe.tails.items())}
     reason, pvalue = _fate(race, rung, probe)
     won = race.holds and rung == race.rung
     window = probe_window(settings, probe.losses, rate, won=won, reason=reason)
-    CurveLog(dated, steps).extend(probe.losses, 0, rate)
+    _draw_curve(dated, probe, rate)
     dated.log_metrics(window.as_metrics(), step=window.last_step)
-    dated.log_metrics({"steps": steps}, step=steps)
+    for step, end in ends.items():
+        if isfinite(end):
+            dated.log_metrics({"val/loss": end}, step=step)
+    dated.log_metrics({"steps": probe.steps}, step=probe.steps)
     run.log_table("windows", pd.DataFrame([windows_row(number, window)]))
     run.set_tags({"lrsearch.reason": reason, "lrsearch.decision": window.decision})
     run.finish("pruned")
@@ -124,9 +131,26 @@ def _record_probe(
             probe,
             reason,
             pvalue,
-            {PROBE: rung, DEVICE: device, f"{WINDOW_PREFIX}0": window.as_attribute()},
+            {
+                PROBE: rung,
+                DEVICE: device,
+                ENDS: {str(step): end if isfinite(end) else None for step, end in ends.items()},
+                f"{WINDOW_PREFIX}0": window.as_attribute(),
+            },
         )
     )
+
+
+def _draw_curve(run: _Dated, probe: Probe, rate: float) -> None:
+    """The losses at the constant rate, and those of the tail that follows the last of them."""
+    steps = probe.losses.size
+    tail = probe.tails.get(steps)
+    curve = CurveLog(run, steps if tail is None else steps + tail.losses.size)
+    curve.extend(probe.losses, 0, rate)
+    if tail is not None:
+        for lower in dict.fromkeys(tail.rates.tolist()):
+            stair = np.flatnonzero(tail.rates == lower)
+            curve.extend(tail.losses[stair], steps + int(stair[0]), lower)
 
 
 class _Dated:
@@ -152,17 +176,23 @@ def _fate(race: Race, rung: int, probe: Probe) -> tuple[str, float]:
         return "probe: dead, its weights get no gradient", 1.0
     if rung == race.rung:
         return f"probe: won, {race.reason}", _margin(race)
-    test = compare(probe, race.probes[race.rung])
-    winner = race.rate_of(race.rung)
-    return f"probe: worse than {winner:.4g} by {test.difference:.3g}", 1.0 - test.pvalue
+    rate, winner = race.rate_of(race.rung), race.probes[race.rung]
+    test = compare_ends(probe, winner) or compare(probe, winner)
+    if test.difference <= 0.0:  # at a constant rate, or for the same price at a higher one
+        return f"probe: no better than {rate:.4g} in the end", 1.0 - test.pvalue
+    return f"probe: worse than {rate:.4g} by {test.difference:.3g}", 1.0 - test.pvalue
 
 
 def _margin(race: Race) -> float:
     """Largest p-value of the winner against the rungs beside it; 1 without any."""
     winner = race.probes[race.rung]
     beside = [race.probes.get(race.rung + side) for side in (-1, 1)]
-    pvalues = [compare(winner, each).pvalue for each in beside if each and each.fate == "alive"]
-    return max(pvalues, default=1.0)
+    tests = [
+        compare_ends(winner, each) or compare(winner, each)
+        for each in beside
+        if each and each.fate == "alive"
+    ]
+    return max((test.pvalue for test in tests), default=1.0)
 
 
 def _trial(
@@ -181,7 +211,7 @@ def _trial(
         user_attrs={
             REASON: reason,
             PVALUE: pvalue,
-            STEPS: int(probe.losses.size),
+            STEPS: probe.steps,
             SECONDS: probe.seconds,
             **attributes,
         },

@@ -118,8 +118,8 @@ def search(
             momentum 1, 3 and 10, in mode "paper" 0.1, 0.5 and 1. With ``start`` there may be one.
         anneal: in mode "robust", share of the steps at the end over which ExpTest's rate falls to 0
             by a line; default 0.4, 0 for none.
-        guard: in mode "robust", keep the weights of the smallest validation loss, and lower
-            ExpTest's rate where that loss is shown to rise; default True.
+        guard: in mode "robust", keep the weights of the best validation metric, and lower
+            ExpTest's rate where the validation loss is shown to rise; default True.
         race: options of the race, as ``lrsearch.controllers.race.RaceSettings`` has them.
         log_model: store the chosen trial's model in the tracker, with its signature.
 

@@ -14,7 +14,7 @@ from scipy import special
 from lrsearch.errors import InvalidArgumentError
 from lrsearch.stats.series import Losses, as_losses, standardize
 
-_FEWEST = 3
+FEWEST_PAIRS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,9 @@ def paired_test(first: Losses, second: Losses) -> PairedResult:
         InvalidArgumentError: if their lengths differ, or there are fewer than 3.
     """
     above, below = as_losses(first), as_losses(second)
-    if above.size != below.size or above.size < _FEWEST:
+    if above.size != below.size or above.size < FEWEST_PAIRS:
         raise InvalidArgumentError(
-            f"first and second must have the same length of at least {_FEWEST}, got "
+            f"first and second must have the same length of at least {FEWEST_PAIRS}, got "
             f"{above.size} and {below.size}"
         )
     bad = (not np.all(np.isfinite(above)), not np.all(np.isfinite(below)))
@@ -58,7 +58,7 @@ def paired_test(first: Losses, second: Losses) -> PairedResult:
         sign = float(bad[0]) - float(bad[1])
         difference = sign * np.inf if sign else float("nan")
         return PairedResult(difference, difference, (1.0 + sign) / 2.0, above.size)
-    series = standardize(above - below, minimum=_FEWEST)
+    series = standardize(above - below, minimum=FEWEST_PAIRS)
     n, mean = above.size, series.location
     if series.degenerate:
         statistic = float(np.copysign(np.inf, mean)) if mean else 0.0

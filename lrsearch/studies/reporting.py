@@ -22,9 +22,13 @@ class Reporter:
         self._trial = trial
         self._known = _reported_steps(trial)
         self._last = max(self._known, default=-1)
+        self._told = -1
 
     def rejects(self, value: float, step: int) -> bool:
-        """Whether the pruner ends the trial with this value."""
+        """Whether the pruner ends the trial with this value, the first of its step."""
+        if step == self._told:
+            return False
+        self._told = step
         if step not in self._known:
             self._trial.report(value, step)
         elif step < self._last:

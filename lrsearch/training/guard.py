@@ -7,15 +7,16 @@ other rows tell. Their losses before and after are paired, row by row, so a shor
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import inf
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import nn
 
 from lrsearch.errors import require_in_open_unit_interval
+from lrsearch.stats.pairing import FEWEST_PAIRS, paired_test
 from lrsearch.stats.series import FloatArray
 
 # Of each look. There are some twenty, each pair of them correlated.
@@ -23,12 +24,38 @@ LEVEL = 0.01
 LOOKS = 2
 
 
-class ValidationGuard:
-    """Keeps the weights of the smallest validation loss, and tells when it has risen since.
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What was seen at a look.
 
-    A rise counts where the mean loss of the validation rows has grown, by a paired t-test over the
-    rows, while that of training fell: the model has begun to learn its training rows by heart.
-    Losses that both go up are the work of noise, or of the rate, which other tests look after.
+    Attributes:
+        losses: shape (rows,), of the validation rows [loss].
+        train_loss: mean training loss before it [loss].
+        step: gradient steps until there.
+    """
+
+    losses: FloatArray
+    train_loss: float
+    step: int
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "losses": torch.from_numpy(self.losses),
+            "train_loss": self.train_loss,
+            "step": self.step,
+        }
+
+
+class ValidationGuard:
+    """Keeps the weights of the best validation score, and tells when the loss has risen.
+
+    Of looks with one score the last has the weights that are kept: where the rate falls, later
+    weights are the calmer ones, and few rows tell few scores apart.
+
+    A rise counts where the mean loss of the validation rows has grown since it was smallest, by a
+    paired t-test over the rows, while that of training fell: the model has begun to learn its
+    training rows by heart. Losses that both go up are the work of noise, or of the rate, which
+    other tests look after.
 
     Args:
         model: its weights and buffers are kept, on their device.
@@ -42,42 +69,44 @@ class ValidationGuard:
         self._model = model
         self._alpha = require_in_open_unit_interval("alpha", alpha)
         self._weights: dict[str, Any] | None = None
-        self._losses: FloatArray = np.empty(0)
-        self._train_loss = inf
-        self._step = 0
+        self._score = -inf
+        self._kept: _Look | None = None
+        self._lowest: _Look | None = None
         self._risen = 0
 
     @property
     def step(self) -> int:
         """Gradient steps after which the kept weights were met; 0 if there are none."""
-        return self._step
+        return 0 if self._kept is None else self._kept.step
 
-    def see(self, losses: FloatArray, train_loss: float, step: int) -> bool:
-        """Look at the losses of the validation rows; keep the weights if they are the best so far.
+    def see(self, losses: FloatArray, score: float, train_loss: float, step: int) -> bool:
+        """Look at the validation rows; keep the weights if they are the best so far.
 
         Args:
             losses: shape (rows,), in the same order each time [loss].
+            score: of the same rows, the more the better.
             train_loss: mean training loss since the last look [loss].
             step: gradient steps taken.
 
         Returns:
-            Whether a rise since the best look is shown, by this look and the one before: a single
-            one may be the noise of a few steps.
+            Whether a rise since the smallest loss is shown, by this look and the one before: a
+            single one may be the noise of a few steps.
         """
         if not np.all(np.isfinite(losses)):
             return False
-        if self._weights is None or losses.mean() < self._losses.mean():
-            self._losses, self._train_loss, self._step = losses, train_loss, step
+        look = _Look(losses, train_loss, step)
+        if self._weights is None or score >= self._score:
+            self._score, self._kept = score, look
             self._weights = {
                 name: value.detach().clone() for name, value in self._model.state_dict().items()
             }
+        if self._lowest is None or losses.mean() < self._lowest.losses.mean():
+            self._lowest = look
             self._risen = 0
             return False
-        gaps = losses - self._losses
         risen = False
-        if losses.size > 1 and train_loss < self._train_loss and np.any(gaps != gaps[0]):
-            test = stats.ttest_1samp(gaps, 0.0, alternative="greater")
-            risen = bool(test.pvalue < self._alpha)
+        if losses.size >= FEWEST_PAIRS and train_loss < self._lowest.train_loss:
+            risen = paired_test(self._lowest.losses, losses).pvalue < self._alpha
         self._risen = self._risen + 1 if risen else 0
         return self._risen >= LOOKS
 
@@ -86,6 +115,7 @@ class ValidationGuard:
         self._risen = 0
         if self._weights is None:
             return False
+        self._lowest = self._kept
         self._model.load_state_dict(self._weights)
         return True
 
@@ -93,9 +123,9 @@ class ValidationGuard:
         """What is kept, for a checkpoint."""
         return {
             "weights": self._weights,
-            "losses": torch.from_numpy(self._losses),
-            "train_loss": self._train_loss,
-            "step": self._step,
+            "score": self._score,
+            "kept": None if self._kept is None else self._kept.state_dict(),
+            "lowest": None if self._lowest is None else self._lowest.state_dict(),
             "risen": self._risen,
         }
 
@@ -108,6 +138,12 @@ class ValidationGuard:
             self._weights = {
                 name: value.detach().clone().to(live[name].device) for name, value in kept.items()
             }
-        self._losses = state["losses"].numpy().copy()
-        self._train_loss, self._step = float(state["train_loss"]), int(state["step"])
+        self._score = float(state["score"])
+        self._kept, self._lowest = _look(state["kept"]), _look(state["lowest"])
         self._risen = int(state["risen"])
+
+
+def _look(state: Mapping[str, Any] | None) -> _Look | None:
+    if state is None:
+        return None
+    return _Look(state["losses"].numpy().copy(), float(state["train_loss"]), int(state["step"]))

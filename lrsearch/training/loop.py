@@ -202,17 +202,28 @@ def evaluate(task: TrainingTask, model: nn.Module, split: Split) -> Evaluation:
 
 @torch.no_grad()
 def evaluate_rows(
-    task: TrainingTask, model: nn.Module, split: Split, *, rows: bool = True
+    task: TrainingTask,
+    model: nn.Module,
+    split: Split,
+    *,
+    rows: bool = True,
+    at_once: int = _EVALUATION_ROWS,
 ) -> tuple[Evaluation, FloatArray]:
-    """Loss and metric on a whole split, and each row's loss, shape (rows,), if it is wanted."""
+    """Loss and metric on a whole split, and each row's loss, shape (rows,), if it is wanted.
+
+    Args:
+        task, model, split: what is looked at.
+        rows: whether each row's loss is wanted.
+        at_once: rows of a forward pass at most.
+    """
     was_training = model.training
     model.eval()
     function = loss_function(task.loss, task.loss_scale)
     loss, metric = 0.0, 0.0
     losses: list[Tensor] = []
-    for start in range(0, len(split), _EVALUATION_ROWS):
-        inputs = split.inputs[start : start + _EVALUATION_ROWS]
-        targets = split.targets[start : start + _EVALUATION_ROWS]
+    for start in range(0, len(split), at_once):
+        inputs = split.inputs[start : start + at_once]
+        targets = split.targets[start : start + at_once]
         output = model(inputs)
         share = len(inputs) / len(split)
         loss += float(function(output, targets)) * share
@@ -323,7 +334,9 @@ def train(
             progress = Progress(course.steps, total, rate_of(optimizer), known)
             validation, rows = evaluate_rows(task, model, data.validation, rows=guard is not None)
             if guard is not None:
-                risen = guard.see(rows, course.mean_loss(), course.steps)
+                sign = 1.0 if task.direction == "maximize" else -1.0
+                score = sign * validation.metric
+                risen = guard.see(rows, score, course.mean_loss(), course.steps)
                 progress = replace(progress, risen=risen)
             watch.validated(validation, progress)
         if last:

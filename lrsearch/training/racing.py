@@ -10,16 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from lrsearch.controllers.exptest import Decision, ExpTestState, probe_window
-from lrsearch.controllers.race import (
-    Fate,
-    Order,
-    Probe,
-    RaceSettings,
-    has_fallen,
-    has_risen,
-    next_move,
-    was_hopeless,
-)
+from lrsearch.controllers.race import Order, RaceSettings, Winner, next_move
+from lrsearch.controllers.rungs import Fate, Probe, has_fallen, has_risen, was_hopeless
 from lrsearch.controllers.settings import ExpTestSettings
 from lrsearch.errors import InvalidArgumentError
 from lrsearch.stats.series import FloatArray
@@ -28,6 +20,8 @@ from lrsearch.training.gradients import gets_no_gradient
 # Of the run's steps, for all probes together: the rate falls over the last 40 %, and between the
 # two the rate that won trains for a quarter of the run.
 MOST = 0.35
+# Steps of a probe at least: on different batches fewer tell nothing.
+LOOP_FEWEST = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +86,7 @@ class LoopRace:
         if isinstance(move, Order):
             self._rung, self._steps, self._halfway = move.rung, move.steps, False
             return ProbeEnd(move.rung, False, shown)
+        assert isinstance(move, Winner)  # there are no ends
         times = self._settings.beta**move.rung
         return ProbeEnd(
             move.rung, True, f"{shown}; {times:.3g} times the first rate wins: {move.reason}"
@@ -104,7 +99,7 @@ class LoopRace:
             return "diverged"
         if has_risen(probe.losses):
             return "rises"
-        return "falls" if has_fallen(self._settings, probe.losses) else "has not fallen"
+        return "falls" if has_fallen(probe.losses, self._settings.alpha) else "has not fallen"
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on exactly; plain values."""
@@ -217,5 +212,6 @@ def _race_settings(settings: ExpTestSettings, total_steps: int) -> RaceSettings:
         first_rung=0,
         leaps=True,
         replays=False,
-        slack=False,  # on different batches it would be the batches that tell
+        fewest=LOOP_FEWEST,
+        tail=0.0,  # on different batches it would be the batches that tell
     )

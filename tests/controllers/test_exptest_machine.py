@@ -206,6 +206,46 @@ def test_decays_stop_where_the_rate_is_negligible():
 # ---------------------------------------------------------------- restarts
 
 
+RACED = ExpTestSettings(raced=True, total_steps=1000, anneal=0.4)
+
+
+def after_a_fall(start=60, to=0.5):
+    """A raced run whose first window ends at ``to`` of its first loss, for an eighth."""
+    losses = 2.3 * np.concatenate([np.ones(53), np.full(7, to)]) + noise(60, 3)
+    state, decision = judge(RACED, opened(start=start - 60), losses, 0.1)
+    assert decision.kind == "accept"
+    return state
+
+
+def test_a_raced_run_that_is_back_where_it_began_has_broken_down():
+    after, decision = judge(RACED, after_a_fall(), 2.3 + noise(60, 4), 0.1)
+    assert (decision.kind, decision.reason) == ("restart", "broken down")
+    assert decision.lr == pytest.approx(0.033)
+    # The next rate is judged by its own falls.
+    assert after.lowest == np.inf
+    shoulder = replace(after, phase="training", raw_length=60, correction=1.0, length=60)
+    assert judge(RACED, shoulder, 2.3 + noise(60, 5), 0.033)[1].reason != "broken down"
+
+
+@pytest.mark.parametrize(
+    ("state", "losses"),
+    [
+        (after_a_fall(to=0.8), 2.3),  # it had not plainly fallen
+        (after_a_fall(), 0.85 * 2.3),  # worse than before, but below where it began
+        (after_a_fall(start=700), 2.3),  # in the tail a restart has no steps left
+        (replace(after_a_fall(), initial_loss=0.0), 2.3),  # no first loss to measure by
+    ],
+)
+def test_what_is_no_breakdown_goes_on(state, losses):
+    _, decision = judge(RACED, state, losses + noise(60, 4), 0.1)
+    assert decision.reason != "broken down"
+
+
+def test_rates_that_no_race_has_chosen_know_no_breakdown():
+    state = trained(lowest=0.3)
+    assert judge(ROBUST, state, 2.3 + noise(60, 4), 0.1)[1].reason != "broken down"
+
+
 def test_a_restart_in_training_is_lower_than_the_rate_that_diverged():
     state = trained(factor=0.33**3, decays=3)
     after, decision = diverged(ROBUST, state, [NAN], 0.1)

@@ -19,11 +19,12 @@ WEIGHTS = torch.tensor([[1.0], [-2.0], [0.5], [3.0]])
 class Spy:
     """What happened: independent of the engine's own accounts.
 
-    ``forwards`` counts training passes, ``starts`` holds one digest of the initial weights a model,
-    ``batches`` one list of digests of the inputs a model.
+    ``forwards`` counts training passes, ``looks`` the others, ``starts`` holds one digest of the
+    initial weights a model, ``batches`` one list of digests of the inputs a model.
     """
 
     forwards: int = 0
+    looks: int = 0
     starts: list[str] = field(default_factory=list)
     batches: list[list[str]] = field(default_factory=list)
 
@@ -47,6 +48,8 @@ class SpiedLine(nn.Linear):
             self._spy.batches[-1].append(digest(x))
             if self._spy.forwards == self._fail_at:
                 raise RuntimeError("the user's own trouble")
+        else:
+            self._spy.looks += 1
         return super().forward(x)
 
 

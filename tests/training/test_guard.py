@@ -40,53 +40,55 @@ def rise(by, seed):
 
 def test_a_rise_counts_at_the_second_look_in_a_row_while_training_falls():
     guard, base = ValidationGuard(make_model()), row_losses()
-    assert not guard.see(base, 1.0, 10)
-    assert not guard.see(base + rise(0.1, 1), 0.9, 20)
-    assert guard.see(base + rise(0.1, 2), 0.8, 30)
-    assert guard.step == 10
+    assert not guard.see(base, 0.5, 1.0, 10)
+    assert not guard.see(base + rise(0.1, 1), 0.5, 0.9, 20)
+    assert guard.see(base + rise(0.1, 2), 0.5, 0.8, 30)
+    assert guard.step == 30  # of equal scores the last
 
 
 def test_a_look_without_a_rise_begins_the_count_anew():
     guard, base = ValidationGuard(make_model()), row_losses()
     looks = [
-        (base, 1.0),
-        (base + rise(0.1, 1), 0.9),
-        (base + rise(0.0, 5), 0.9),
-        (base + rise(0.1, 2), 0.8),
+        (base, 0.5, 1.0),
+        (base + rise(0.1, 1), 0.5, 0.9),
+        (base + rise(0.0, 5), 0.5, 0.9),
+        (base + rise(0.1, 2), 0.5, 0.8),
     ]
     assert [guard.see(*look, step) for step, look in enumerate(looks)] == [False] * 4
-    assert guard.see(base + rise(0.1, 3), 0.7, 9)
+    assert guard.see(base + rise(0.1, 3), 0.5, 0.7, 9)
 
 
 def test_losses_that_rise_on_the_training_rows_too_are_not_this_guards_matter():
     guard, base = ValidationGuard(make_model()), row_losses()
-    guard.see(base, 1.0, 10)
-    assert not any(guard.see(base + rise(0.5, n), 1.1, n) for n in range(1, 6))
+    guard.see(base, 0.5, 1.0, 10)
+    assert not any(guard.see(base + rise(0.5, n), 0.5, 1.1, n) for n in range(1, 6))
 
 
 def test_noise_is_called_a_rise_no_more_often_than_the_level_says():
     wrong = 0
     for seed in range(300):
         guard, base = ValidationGuard(make_model()), row_losses(seed)
-        guard.see(base, 1.0, 1)
+        guard.see(base, 0.5, 1.0, 1)
         gaps = rise(0.0, 1000 + seed)
-        guard.see(base + gaps, 0.9, 2)
-        wrong += guard.see(base + gaps, 0.8, 3)
+        guard.see(base + gaps, 0.5, 0.9, 2)
+        wrong += guard.see(base + gaps, 0.5, 0.8, 3)
     assert wrong <= stats.binom.ppf(0.999, 300, LEVEL)
 
 
-def test_the_weights_of_the_smallest_loss_come_back_buffers_too():
+def test_the_weights_of_the_best_score_come_back_buffers_too():
     model = make_model()
     guard, base = ValidationGuard(model), row_losses()
     assert not guard.restore()  # there are none yet
-    guard.see(base + 1.0, 1.0, 1)
+    guard.see(base, 0.5, 1.0, 1)
+    shift(model)
+    guard.see(base + 1.0, 0.7, 0.9, 2)  # though its loss is larger
     shift(model)
     best = values(model)
-    guard.see(base, 0.9, 2)
-    for step in range(3, 6):
+    guard.see(base + 1.0, 0.7, 0.9, 3)  # of equal scores the last: the calmer weights
+    for step in range(4, 7):
         shift(model)
-        guard.see(base + rise(0.1, step), 0.8, step)
-    assert guard.step == 2
+        guard.see(base + rise(0.1, step), 0.6, 0.8, step)
+    assert guard.step == 3
     assert guard.restore()
     for name, tensor in values(model).items():
         assert torch.equal(tensor, best[name])
@@ -94,8 +96,10 @@ def test_the_weights_of_the_smallest_loss_come_back_buffers_too():
     shift(model)
     guard.restore()
     assert torch.equal(model.state_dict()["0.weight"], best["0.weight"])
-    # The count of rises begins anew with the weights.
-    assert not guard.see(base + rise(0.1, 9), 0.7, 9)
+    # Rises are counted anew, from the weights that are back.
+    assert not guard.see(base + 1.0 + rise(-0.1, 1), 0.5, 0.7, 9)
+    assert not guard.see(base + 1.5 + rise(0.1, 9), 0.5, 0.6, 10)
+    assert guard.see(base + 1.5 + rise(0.1, 10), 0.5, 0.6, 11)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -104,31 +108,30 @@ def test_losses_that_are_not_finite_neither_count_nor_are_kept(bad):
     guard, base = ValidationGuard(model), row_losses()
     broken = base.copy()
     broken[3] = bad
-    assert not guard.see(broken, 1.0, 1)
+    assert not guard.see(broken, 0.5, 1.0, 1)
     assert not guard.restore()
-    guard.see(base, 1.0, 2)
-    assert not guard.see(broken, 0.9, 3)
+    guard.see(base, 0.5, 1.0, 2)
+    assert not guard.see(broken, 0.5, 0.9, 3)
     assert guard.step == 2
 
 
-def test_a_single_row_and_equal_changes_tell_nothing_and_raise_nothing():
+@pytest.mark.parametrize(("rows", "told"), [(1, False), (2, False), (ROWS, True)])
+def test_few_rows_tell_nothing_and_rows_that_all_rise_alike_tell_all(rows, told):
     guard = ValidationGuard(make_model())
-    guard.see(np.array([1.0]), 1.0, 1)
-    assert not any(guard.see(np.array([2.0]), 0.5, n) for n in (2, 3))
-    guard = ValidationGuard(make_model())
-    guard.see(np.zeros(ROWS), 1.0, 1)
-    assert not any(guard.see(np.ones(ROWS), 0.5, n) for n in (2, 3))
+    guard.see(np.zeros(rows), 0.5, 1.0, 1)
+    assert not guard.see(np.ones(rows), 0.5, 0.5, 2)
+    assert guard.see(np.ones(rows), 0.5, 0.5, 3) == told
 
 
 @pytest.mark.parametrize("cut", range(5))
 def test_a_guard_that_was_saved_goes_on_exactly(cut):
     base = row_losses()
     looks = [
-        (base, 1.0),
-        (base - 0.01, 0.95),
-        (base + rise(0.1, 1), 0.9),
-        (base + rise(0.1, 2), 0.8),
-        (base + rise(0.1, 3), 0.7),
+        (base, 0.5, 1.0),
+        (base - 0.01, 0.7, 0.95),
+        (base + rise(0.1, 1), 0.6, 0.9),
+        (base + rise(0.1, 2), 0.7, 0.8),
+        (base + rise(0.1, 3), 0.6, 0.7),
     ]
 
     def walk(guard, model, places, told):

@@ -8,15 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lrsearch.controllers.race import (
-    Order,
-    Probe,
-    RaceSettings,
-    Winner,
-    hopeless,
-    next_move,
-    was_hopeless,
-)
+from lrsearch.controllers.race import Order, RaceSettings, Winner, next_move
+from lrsearch.controllers.rungs import Probe, hopeless, was_hopeless
 from lrsearch.errors import InvalidArgumentError
 from lrsearch.training.exptest import ExpTest
 
@@ -302,7 +295,7 @@ def curve_of(fall, steps=45, noise=0.0, seed=0):
     return Probe(np.exp(-fall * np.arange(steps)) + noise * rng.standard_normal(steps))
 
 
-LOOP = RaceSettings(900, most=0.35, first_rung=0, leaps=True, replays=False, slack=False)
+LOOP = RaceSettings(900, most=0.35, first_rung=0, leaps=True, replays=False, tail=0.0)
 
 
 def course(settings, probe_of):
@@ -335,7 +328,7 @@ def test_strides_double_and_gaps_are_halved(best):
 
 
 def test_without_leaps_rungs_are_tried_one_by_one():
-    rungs, _ = course(RaceSettings(900), peaked(5))
+    rungs, _ = course(RaceSettings(900, tail=0.0), peaked(5))
     assert rungs[:3] == [0, 1, 2]
     assert sorted(set(rungs)) == list(range(min(rungs), max(rungs) + 1))
 
@@ -357,7 +350,7 @@ def test_more_steps_cost_all_of_them_where_batches_are_not_replayed():
     flat[-1] = Probe(np.array([2.3, NAN]), "diverged")
     assert next_move(LOOP, flat, spent=225) == Order(0, 90)
     assert isinstance(next_move(LOOP, flat, spent=226), Winner)
-    replayed = RaceSettings(900, most=0.35)
+    replayed = RaceSettings(900, most=0.35, tail=0.0)
     assert next_move(replayed, flat, spent=270) == Order(0, 90)
     assert isinstance(next_move(replayed, flat, spent=271), Winner)
 
