@@ -8,8 +8,7 @@ has not fallen yet decides nothing: where none has, the highest that hold are gi
 A constant rate ends in its own noise, and the run that the race is for does not: its rate falls to
 0. So the best rung and those beside it are brought to their *ends* too, with a tail as the run has
 it, and the smallest loss of rows held back wins. Where that loss has hardly fallen, probes of twice
-the steps are compared. Of two rungs that are next to equal the lower rate is trained: what is too
-high for a run shows late.
+the steps are compared.
 
 Where batches cannot be drawn again (a user's own loop), the same comparisons are made between
 losses on different batches, at constant rates. The tests hold there too, for they take the noise of
@@ -49,8 +48,6 @@ SURE = 0.3
 LONGEST_ENDS = 4
 # One that has fallen by less has not fallen.
 FALLEN = 0.05
-# A rung below the best that keeps this share of the fall of the log loss is as good.
-KEPT = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ class RaceSettings:
         beta: ratio of one rung to the one above, in (0, 1).
         alpha: level of the tests, in (0, 1).
         share: of ``total_steps``, for a probe and its tail.
-        fewest: steps of the two at least: momentum takes ten to come up to its speed.
+        fewest: steps of the two at least.
         tail: share of them over which the rate falls to 0; 0: rungs are compared at their constant
             rates alone. It takes ``replays``.
         patience: share of ``total_steps`` that a rung is waited for while none has fallen.
@@ -77,7 +74,7 @@ class RaceSettings:
     beta: float = 0.33
     alpha: float = 0.05
     share: float = 0.05
-    fewest: int = 12
+    fewest: int = 8
     tail: float = 0.4
     patience: float = 0.4
     most: float = 2.0
@@ -245,8 +242,6 @@ def _final(
         while _close(ends[rung - 1], ends[rung]):
             rung -= 1
         return Winner(rung, "nothing has fallen: the highest rung that holds")
-    if _fall(first, ends[rung + 1]) >= KEPT * _fall(first, ends[rung]) > 0.0:
-        return Winner(rung + 1, "as good at its end as the rung above it")
     return Winner(rung, "better at its end than the rungs beside it")
 
 

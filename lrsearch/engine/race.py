@@ -178,7 +178,7 @@ def _fate(race: Race, rung: int, probe: Probe) -> tuple[str, float]:
         return f"probe: won, {race.reason}", _margin(race)
     rate, winner = race.rate_of(race.rung), race.probes[race.rung]
     test = compare_ends(probe, winner) or compare(probe, winner)
-    if test.difference <= 0.0:  # at a constant rate, or for the same price at a higher one
+    if test.difference <= 0.0:  # at a constant rate, or by next to nothing
         return f"probe: no better than {rate:.4g} in the end", 1.0 - test.pvalue
     return f"probe: worse than {rate:.4g} by {test.difference:.3g}", 1.0 - test.pvalue
 

@@ -49,8 +49,9 @@ class _Look:
 class ValidationGuard:
     """Keeps the weights of the best validation score, and tells when the loss has risen.
 
-    Of looks with one score the last has the weights that are kept: where the rate falls, later
-    weights are the calmer ones, and few rows tell few scores apart.
+    Of looks with one score the last has the weights that are kept, unless its losses are shown to
+    be the higher ones: where the rate falls, later weights are the calmer ones, and few rows tell
+    few scores apart.
 
     A rise counts where the mean loss of the validation rows has grown since it was smallest, by a
     paired t-test over the rows, while that of training fell: the model has begun to learn its
@@ -95,7 +96,8 @@ class ValidationGuard:
         if not np.all(np.isfinite(losses)):
             return False
         look = _Look(losses, train_loss, step)
-        if self._weights is None or score >= self._score:
+        equal = self._kept is not None and score == self._score
+        if score > self._score or (equal and not self._above(self._kept, look)):
             self._score, self._kept = score, look
             self._weights = {
                 name: value.detach().clone() for name, value in self._model.state_dict().items()
@@ -104,11 +106,15 @@ class ValidationGuard:
             self._lowest = look
             self._risen = 0
             return False
-        risen = False
-        if losses.size >= FEWEST_PAIRS and train_loss < self._lowest.train_loss:
-            risen = paired_test(self._lowest.losses, losses).pvalue < self._alpha
+        risen = train_loss < self._lowest.train_loss and self._above(self._lowest, look)
         self._risen = self._risen + 1 if risen else 0
         return self._risen >= LOOKS
+
+    def _above(self, before: _Look | None, now: _Look) -> bool:
+        """Whether the losses of the rows are shown to lie above those of another look."""
+        if before is None or now.losses.size < FEWEST_PAIRS:
+            return False
+        return paired_test(before.losses, now.losses).pvalue < self._alpha
 
     def restore(self) -> bool:
         """Put the best weights back; returns whether there were any."""

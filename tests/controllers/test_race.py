@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from lrsearch.controllers.race import (
     FURTHEST,
-    KEPT,
     SURE,
     Finish,
     Order,
@@ -263,18 +262,6 @@ def test_noise_that_a_tail_takes_away_hides_no_better_rate() -> None:
     assert winner == Winner(-1, "better at its end than the rungs beside it")
     ended = {rung for rung, probe in world.probes.items() if probe.tails}
     assert {-2, -1, 0} <= ended
-
-
-@pytest.mark.parametrize("kept", [KEPT - 0.05, KEPT + 0.05])
-def test_of_two_ends_that_are_next_to_equal_the_lower_rate_is_trained(kept: float) -> None:
-    falls = {0: 2.0, 1: 2.0 * kept}
-
-    def end(rung: int, steps: int) -> float:
-        return float(np.exp(-falls.get(rung, 0.5)))
-
-    winner = World(bowl(0), highest=-1, end=end).run(SETTINGS)
-    assert winner.rung == (1 if kept > KEPT else 0)
-    assert winner.reason.startswith("as good" if kept > KEPT else "better")
 
 
 def test_an_end_that_has_hardly_fallen_is_looked_at_again_after_twice_the_steps() -> None:

@@ -43,7 +43,18 @@ def test_a_rise_counts_at_the_second_look_in_a_row_while_training_falls():
     assert not guard.see(base, 0.5, 1.0, 10)
     assert not guard.see(base + rise(0.1, 1), 0.5, 0.9, 20)
     assert guard.see(base + rise(0.1, 2), 0.5, 0.8, 30)
-    assert guard.step == 30  # of equal scores the last
+    assert guard.step == 10
+
+
+def test_of_equal_scores_the_last_is_kept_unless_its_losses_are_shown_to_be_higher():
+    guard, base = ValidationGuard(make_model()), row_losses()
+    guard.see(base, 0.5, 1.0, 10)
+    guard.see(base + rise(0.001, 1), 0.5, 0.9, 20)
+    assert guard.step == 20
+    guard.see(base + rise(0.1, 2), 0.5, 0.9, 30)
+    assert guard.step == 20
+    guard.see(base + rise(0.1, 3), 0.6, 0.9, 40)
+    assert guard.step == 40
 
 
 def test_a_look_without_a_rise_begins_the_count_anew():
