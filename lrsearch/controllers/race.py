@@ -8,7 +8,8 @@ has not fallen yet decides nothing: where none has, the highest that hold are gi
 A constant rate ends in its own noise, and the run that the race is for does not: its rate falls to
 0. So the best rung and those beside it are brought to their *ends* too, with a tail as the run has
 it, and the smallest loss of rows held back wins. Where that loss has hardly fallen, probes of twice
-the steps are compared.
+the steps are compared. Of two rungs that are next to equal the lower rate is trained: what is too
+high for a run shows late.
 
 Where batches cannot be drawn again (a user's own loop), the same comparisons are made between
 losses on different batches, at constant rates. The tests hold there too, for they take the noise of
@@ -62,6 +63,8 @@ class RaceSettings:
         fewest: steps of the two at least.
         tail: share of them over which the rate falls to 0; 0: rungs are compared at their constant
             rates alone. It takes ``replays``.
+        kept: a rung below the winner that keeps this share of its fall of the log loss is trained
+            instead; 1: none is.
         patience: share of ``total_steps`` that a rung is waited for while none has fallen.
         most: share of ``total_steps`` that all probes together may take; two probes at least.
         first_rung: the rung that is tried first.
@@ -76,6 +79,7 @@ class RaceSettings:
     share: float = 0.05
     fewest: int = 8
     tail: float = 0.4
+    kept: float = 0.8
     patience: float = 0.4
     most: float = 2.0
     first_rung: int = 0
@@ -92,6 +96,8 @@ class RaceSettings:
         require_positive("most", self.most)
         if not 0.0 <= self.tail < 1.0:
             raise InvalidArgumentError(f"tail must be at least 0 and less than 1, got {self.tail}")
+        if not 0.0 < self.kept <= 1.0:
+            raise InvalidArgumentError(f"kept must be above 0 and at most 1, got {self.kept}")
         if self.tail and not self.replays:
             raise InvalidArgumentError(
                 f"tail must be 0 without replays, got {self.tail}: different batches tell no ends "
@@ -242,6 +248,10 @@ def _final(
         while _close(ends[rung - 1], ends[rung]):
             rung -= 1
         return Winner(rung, "nothing has fallen: the highest rung that holds")
+    if settings.kept < 1.0 and _fall(first, ends[rung + 1]) >= settings.kept * _fall(
+        first, ends[rung]
+    ):
+        return Winner(rung + 1, "as good at its end as the rung above it")
     return Winner(rung, "better at its end than the rungs beside it")
 
 

@@ -264,6 +264,19 @@ def test_noise_that_a_tail_takes_away_hides_no_better_rate() -> None:
     assert {-2, -1, 0} <= ended
 
 
+@pytest.mark.parametrize("more", [-0.05, 0.05])
+def test_of_two_ends_that_are_next_to_equal_the_lower_rate_is_trained(more: float) -> None:
+    falls = {0: 2.0, 1: 2.0 * (SETTINGS.kept + more)}
+
+    def end(rung: int, steps: int) -> float:
+        return float(np.exp(-falls.get(rung, 0.5)))
+
+    winner = World(bowl(0), highest=-1, end=end).run(SETTINGS)
+    assert winner.rung == (1 if more > 0.0 else 0)
+    assert winner.reason.startswith("as good" if more > 0.0 else "better")
+    assert World(bowl(0), highest=-1, end=end).run(replace(SETTINGS, kept=1.0)).rung == 0
+
+
 def test_an_end_that_has_hardly_fallen_is_looked_at_again_after_twice_the_steps() -> None:
     """The higher rate is ahead at first, and then no further."""
 
@@ -418,6 +431,7 @@ def test_a_probe_is_beyond_hope_when_it_is_not_finite_or_stays_far_above_its_fir
         ({"beta": 1.0}, "beta"),
         ({"tail": 1.0}, "tail"),
         ({"tail": -0.1}, "tail"),
+        ({"kept": 0.0}, "kept"),
         ({"replays": False}, "tail must be 0 without replays"),
     ],
 )
