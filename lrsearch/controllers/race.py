@@ -243,7 +243,10 @@ def _final(
             break
         shorter, steps = rung, 2 * steps
     if not isfinite(ends[rung]):
-        return Winner(leader(probes, _alive(settings, probes)), "no end holds: it leads before")
+        alive = _alive(settings, probes)
+        if not alive:
+            return Winner(max(probes), "no rate holds")
+        return Winner(leader(probes, alive), "no end holds: it leads before")
     if _fall(first, ends[rung]) < FALLEN:
         while _close(ends[rung - 1], ends[rung]):
             rung -= 1
