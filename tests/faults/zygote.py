@@ -380,7 +380,7 @@ def coordinate(folder: Path, store: Path, seed: int, phases: list[str]) -> int:
     """Kill workers of one study after another at all of ``phases``."""
     rng = random.Random(seed)
     fate, studies = Fate(phases, rng), []
-    for number in range(15):
+    for number in range(40):  # most end long before: a moment may come in vain again and again
         if not fate:
             break
         lives = Lives(PLANS[number % len(PLANS)], folder / f"study-{number}", store, rng)

@@ -29,7 +29,7 @@ from lrsearch.studies.claims import (
 from lrsearch.studies.domination import dominated, dominator
 from lrsearch.studies.leases import Lease
 from lrsearch.studies.reaper import Reaper
-from lrsearch.studies.rungs import gave_way, is_spare, read_rung
+from lrsearch.studies.rungs import Rung, gave_way, is_spare, read_rung
 from lrsearch.studies.tries import is_try
 from lrsearch.training.keeping import TrainingLeft
 
@@ -174,8 +174,8 @@ class Worker:
         self._at_hand = trial
         try:
             place = read_rung(trial)
-            if place is not None and place.rung is None:  # others were faster
-                self._end_unused(trial)
+            if place is not None and (place.rung is None or self._repeats(place, trial)):
+                self._end_unused(trial)  # others were faster
                 return
             self.look()
             self._end(trial, *self._trained(trial))
@@ -191,6 +191,13 @@ class Worker:
             self._at_hand = None
             if self.lease is not None:
                 self.lease.release()
+
+    def _repeats(self, place: Rung, trial: Trial) -> bool:
+        """Whether a trial begins a ladder anew, since the rate was found as it asked for a rung."""
+        if (place.ladder, place.rung) != (trial.number, 0):
+            return False
+        sampler = self.study.sampler
+        return isinstance(sampler, ExpTestSampler) and sampler.verdict(self.study) is not None
 
     def _end_unused(self, trial: Trial) -> None:
         """End a trial that the ladder has left no rate to be trained at."""

@@ -85,6 +85,22 @@ def test_a_trial_that_came_too_late_for_a_rung_is_not_trained(
     assert result.trials["state"].iloc[-1] == "COMPLETE"
 
 
+def test_a_ladder_that_begins_as_the_study_is_decided_is_not_gone_on_with(storage: str) -> None:
+    # Its worker asked for a rung when the last trial had just completed, and then died.
+    decided = run(storage)
+    add_spare(storage)
+    opened = open_storage(storage)
+    study = optuna.load_study(study_name="s", storage=opened)
+    spare = study.trials[-1]
+    place = {"ladder": spare.number, "rung": 0}
+    opened.set_trial_state_values(spare._trial_id, TrialState.RUNNING)
+    opened.set_trial_user_attr(spare._trial_id, RUNG, place)
+    opened.set_trial_state_values(spare._trial_id, TrialState.WAITING)
+    result = run(storage)
+    assert result.trials["reason"].iloc[-1] == NO_RUNG
+    assert (result.lr, result.steps) == (decided.lr, decided.steps)
+
+
 def test_while_all_rungs_are_tried_a_trial_without_one_waits_too(storage: str) -> None:
     study = optuna.create_study(sampler=ExpTestSampler(beta=0.1), storage=open_storage(storage))
     trial = study.ask()
