@@ -194,8 +194,8 @@ class Worker:
 
     def _repeats(self, place: Rung, trial: Trial) -> bool:
         """Whether a trial begins a ladder anew, since the rate was found as it asked for a rung."""
-        if (place.ladder, place.rung) != (trial.number, 0):
-            return False
+        if (place.ladder, place.rung) != (trial.number, 0) or trial.number == 0:
+            return False  # and the storage is not asked
         sampler = self.study.sampler
         return isinstance(sampler, ExpTestSampler) and sampler.verdict(self.study) is not None
 
