@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import random
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import nn
 
 from experiments.bench.bank import BankRuns, train_bank
@@ -125,6 +127,15 @@ def regret(runs: BankRuns, task: TrainingTask, values: list[float]) -> float:
     return float(np.minimum(np.nan_to_num(points, nan=100.0, posinf=100.0), 100.0).mean())
 
 
+def interval(values: np.ndarray, measure: Callable[..., float]) -> str:
+    """A measure over the cases, with its 95 % bootstrap interval."""
+    drawn = stats.bootstrap(
+        (values,), measure, n_resamples=5000, method="percentile", rng=np.random.default_rng(0)
+    )
+    low, high = drawn.confidence_interval
+    return f"{measure(values):.2f} [{low:.2f}, {high:.2f}]"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir")
@@ -168,8 +179,9 @@ def main() -> None:
         all_points = np.array(values)
         print(
             f"{name:14s} failures {np.sum(all_points > 5):3d}  "
-            f"median {np.median(all_points):6.2f}  90th {np.quantile(all_points, 0.9):6.2f}  "
-            f"mean {all_points.mean():6.2f}  worst {all_points.max():6.2f}  "
+            f"median {interval(all_points, np.median)}  90th {np.quantile(all_points, 0.9):.2f}  "
+            f"mean {interval(all_points, np.mean)}  worst {all_points.max():.2f}  "
+            f"mean less exptest's {interval(all_points - np.array(points['exptest']), np.mean)}  "
             f"cost {np.median(costs[name]):.2f} runs"
         )
 

@@ -54,7 +54,7 @@ _ENDLESS = 2**62  # steps
 # A run whose loss has fallen by less than this share of its first one has not begun to.
 SHOULDER = 0.1
 # One that had fallen by this share and is back there has broken down: units have died.
-FALLEN = 0.3
+PLAIN_FALL = 0.3
 STRETCHES = 8
 # Rungs below this share of the first rate are not tried; decays stop there too.
 SMALLEST_FACTOR = 1e-8
@@ -395,7 +395,7 @@ class _Look:
 
     def has_broken_down(self) -> bool:
         """Whether the losses are back where the run began, after they had plainly fallen."""
-        return self._below_first(self._state.lowest) > FALLEN and not self.has_fallen()
+        return self._below_first(self._state.lowest) > PLAIN_FALL and not self.has_fallen()
 
     def _below_first(self, loss: float) -> float:
         """How far a loss lies below the run's first one, as a share of it; -inf if it is not."""

@@ -193,12 +193,13 @@ def next_move(
     # What rungs show once they are given more steps to their ends does not open the bracket again.
     seen = {rung: _cut(probe, min(begun)) for rung, probe in probes.items()} if begun else probes
     move = _wish(settings, seen)
+    alive = _alive(settings, seen)
     if isinstance(move, Order) and move.rung in probes:
         had = probes[move.rung]
         if had.fate != "alive" or had.losses.size >= move.steps:  # since the ends have begun
-            move = Winner(leader(seen, _alive(settings, seen)), "leads at constant rates")
-    if isinstance(move, Winner) and settings.tail and _alive(settings, seen):
-        steps = max(seen[rung].losses.size for rung in _alive(settings, seen))
+            move = Winner(leader(seen, alive), "leads at constant rates")
+    if isinstance(move, Winner) and settings.tail and alive:
+        steps = max(seen[rung].losses.size for rung in alive)
         try:
             move = _final(settings, probes, move.rung, steps, guess)
         except _Wanted as wanted:
@@ -238,8 +239,8 @@ def _final(
         for side in (-1, 1):
             while ends[rung + side] < ends[rung] and not _close(ends[rung + side], ends[rung]):
                 rung += side
-        sure = _fall(first, ends[rung]) >= SURE
-        if sure or rung == shorter or 2 * steps > settings.longest_end:
+        fall = _fall(first, ends[rung])
+        if fall >= SURE or rung == shorter or 2 * steps > settings.longest_end:
             break
         shorter, steps = rung, 2 * steps
     if not isfinite(ends[rung]):
@@ -247,13 +248,11 @@ def _final(
         if not alive:
             return Winner(max(probes), "no rate holds")
         return Winner(leader(probes, alive), "no end holds: it leads before")
-    if _fall(first, ends[rung]) < FALLEN:
+    if fall < FALLEN:
         while _close(ends[rung - 1], ends[rung]):
             rung -= 1
         return Winner(rung, "nothing has fallen: the highest rung that holds")
-    if settings.kept < 1.0 and _fall(first, ends[rung + 1]) >= settings.kept * _fall(
-        first, ends[rung]
-    ):
+    if settings.kept < 1.0 and _fall(first, ends[rung + 1]) >= settings.kept * fall:
         return Winner(rung + 1, "as good at its end as the rung above it")
     return Winner(rung, "better at its end than the rungs beside it")
 

@@ -357,7 +357,7 @@ class Attempt:
         """The validation loss rises: back to the best weights, at a lower rate."""
         assert self._guard is not None
         assert self._controller is not None
-        since = self._guard.step
+        since = self._guard.lowest_step
         self._guard.restore()
         self._controller.lower(f"validation loss rises since step {since}")
 

@@ -80,6 +80,11 @@ class ValidationGuard:
         """Gradient steps after which the kept weights were met; 0 if there are none."""
         return 0 if self._kept is None else self._kept.step
 
+    @property
+    def lowest_step(self) -> int:
+        """Gradient steps after which the loss was smallest, from where a rise counts; 0 if none."""
+        return 0 if self._lowest is None else self._lowest.step
+
     def see(self, losses: FloatArray, score: float, train_loss: float, step: int) -> bool:
         """Look at the validation rows; keep the weights if they are the best so far.
 

@@ -42,8 +42,8 @@ def test_a_rise_counts_at_the_second_look_in_a_row_while_training_falls():
     guard, base = ValidationGuard(make_model()), row_losses()
     assert not guard.see(base, 0.5, 1.0, 10)
     assert not guard.see(base + rise(0.1, 1), 0.5, 0.9, 20)
-    assert guard.see(base + rise(0.1, 2), 0.5, 0.8, 30)
-    assert guard.step == 10
+    assert guard.see(base + rise(0.1, 2), 0.7, 0.8, 30)
+    assert (guard.step, guard.lowest_step) == (30, 10)  # the best score, and where the rise began
 
 
 def test_of_equal_scores_the_last_is_kept_unless_its_losses_are_shown_to_be_higher():
